@@ -381,7 +381,7 @@ def endpoints() -> str:
 
 
 def _method(row: facts.Endpoint) -> str:
-    home = "official.Official" if row.method.startswith("official.") else "Client"
+    home = "endpoints.Official" if row.method.startswith("official.") else "Client"
     return api(f"{home}.{row.method.rpartition('.')[2]}", "meth")
 
 
@@ -754,7 +754,7 @@ def callback_numbers() -> str:
             ("time limit for receiving a body", f"{callbacks.READ_TIMEOUT:g} s"),
             ("bodies received at once", f"{callbacks.READ_AT_ONCE}"),
             ("addresses kept in memory", f"{callbacks.REMEMBERED:,}"),
-            ("random part of an address", f"{callbacks.SEAL_BYTES * 8} bits"),
+            ("random part of an address", f"{callbacks.SIGNATURE_BYTES * 8} bits"),
             ("polls of one task that webhooks may cause", f"one in {poller.WEBHOOK_EVERY:g} s"),
             ("polls of a task while webhooks are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
             (

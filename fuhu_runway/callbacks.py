@@ -46,7 +46,7 @@ MIN_SECRET_BYTES: Final = 16
 
 # Multiples of three bytes, so that base64 has no bits to spare and each token one spelling.
 NONCE_BYTES: Final = 15
-SEAL_BYTES: Final = 18
+SIGNATURE_BYTES: Final = 18
 
 _TASK_ID: Final = re.compile(r"[\w.:-]{1,200}", re.ASCII)
 
@@ -325,7 +325,7 @@ class CallbackReceiver:
         """
         if job is None or not self.is_lasting:
             return secrets.token_bytes(NONCE_BYTES)
-        return self._sealed(b"job", job.encode("utf-8", "surrogatepass"))[:NONCE_BYTES]
+        return self._signature(b"job", job.encode("utf-8", "surrogatepass"))[:NONCE_BYTES]
 
     def _keep(self, address: Address) -> None:
         self._addresses[address.nonce] = address
@@ -339,8 +339,8 @@ class CallbackReceiver:
         return status
 
     def _token(self, nonce: bytes) -> str:
-        seal = self._sealed(b"address", nonce)[:SEAL_BYTES]
-        return base64.urlsafe_b64encode(nonce + seal).decode()
+        signature = self._signature(b"address", nonce)[:SIGNATURE_BYTES]
+        return base64.urlsafe_b64encode(nonce + signature).decode()
 
     def _nonce_of(self, token: str) -> bytes | None:
         """Return the nonce of a token; None if this receiver did not make it."""
@@ -352,5 +352,5 @@ class CallbackReceiver:
         made = self._token(nonce).encode()
         return nonce if hmac.compare_digest(made, token.encode("utf-8", "replace")) else None
 
-    def _sealed(self, purpose: bytes, content: bytes) -> bytes:
+    def _signature(self, purpose: bytes, content: bytes) -> bytes:
         return hmac.digest(self._key, purpose + b"\0" + content, "sha256")

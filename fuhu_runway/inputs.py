@@ -26,8 +26,8 @@ import attrs
 from ._media import address_or_path
 from ._redact import PLAIN_NAME
 from ._wire.tables import SUBMITS
-from .batch import Item
 from .errors import UsageError
+from .items import Item
 from .models import UNSTORABLE, Generation, MotionVector, usage_error
 
 KINDS: Final[Mapping[str, type]] = {row.name: kind for kind, row in SUBMITS.items()}

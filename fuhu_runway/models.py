@@ -308,8 +308,20 @@ Generation = (
 )
 """Any request that makes a task, and so costs points."""
 
-for _kind in get_args(Generation):
+REQUESTS: Final = get_args(Generation)
+
+for _kind in REQUESTS:
     _kind.__init__ = explained(_kind.__init__)
+
+
+def require_request(value: object) -> None:
+    """Raise a `UsageError` unless *value* is a request."""
+    if type(value) not in REQUESTS:
+        raise usage_error(
+            "request",
+            f"request is of type {type(value).__name__}.",
+            f"Use one of {', '.join(kind.__name__ for kind in REQUESTS)}.",
+        )
 
 
 @frozen

@@ -17,10 +17,11 @@ from fuhu_runway import hooks as events
 from fuhu_runway._waiting.poller import WEBHOOK_EVERY
 from fuhu_runway._waiting.unfinished import Origin
 from fuhu_runway._wire.decode import read_task
-from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
+from fuhu_runway._wire.tables import ENDPOINT_NAMES, ENDPOINTS, SUBMITS
 from fuhu_runway.errors import JournalError, RunwayError
 from fuhu_runway.journal import JobState, Plan
 from fuhu_runway.models import Generation, TaskRecord
+from fuhu_runway.task import Task
 
 from .entry import Entry
 from .session import Session
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 FEED: Final = ENDPOINTS["feed"].name
 """The endpoint polled for tasks with an address; the official format has no callbacks."""
-
-ENDPOINT_NAMES: Final = {kind.__name__: endpoint.name for kind, endpoint in SUBMITS.items()}
-"""The journal's name for a kind of request to the name of its endpoint."""
 
 
 def new_address(
@@ -105,6 +103,32 @@ def handle(
         address.early = webhook
 
 
+def follow(
+    sessions: "Sessions",
+    session: Session,
+    task: Task,
+    address: "Address | None",
+    found: TaskRecord | None = None,
+) -> None:
+    """
+    Count a task that was accepted, and wake its waits when its webhook comes.
+
+    *found* is its record from the feed, if a webhook named the task and no response did.
+    """
+    has_ended = task.record is not None and task.record.is_settled
+    is_addressed = address is not None and not has_ended
+    watch = sessions.watch_in(session.poller, task, is_addressed=is_addressed)
+    session.tasks.add(watch)
+    session.poller.take_end(watch)
+    if address is not None:
+        task.keep(watch)
+        early, address.early = address.early, None
+        if early is not None:
+            handle(sessions, session, address, early)
+    if found is not None:
+        session.poller.take_found(watch, found)
+
+
 async def recover(
     sessions: "Sessions", session: Session, address: "Address", endpoint: str | None = None
 ) -> None:
@@ -124,7 +148,7 @@ async def recover(
     sessions.claim_later(task)
     endpoint = endpoint or ENDPOINT_NAMES[type(request).__name__]
     sessions.hooks.emit(events.SubmissionFound(endpoint, task.id))
-    sessions.follow(session, task, address, record)
+    follow(sessions, session, task, address, record)
 
 
 async def _look_up(

@@ -333,6 +333,9 @@ SUBMITS: Final[Mapping[type, Endpoint]] = {
 }
 """Request class to the endpoint that takes it."""
 
+ENDPOINT_NAMES: Final = {sends.__name__: row.name for sends, row in SUBMITS.items()}
+"""The journal's name for a kind of request to the name of its endpoint."""
+
 BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
     route: tuple(row.name for row in ENDPOINTS.values() if row.route is route)
     for route in BalanceRoute

@@ -8,7 +8,7 @@ Rule 2: what cannot be proven is left as it was, and the output says what to do.
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 from fuhu_runway import errors
 from fuhu_runway._journal.file import command_line
@@ -100,8 +100,7 @@ def _report_lines(report: Reconciliation, doubts: Mapping[str, Job]) -> Iterator
             ("key", "input", "reason", "tasks that may be it"),
             *(
                 (mark_of(job), job.source or "", one.reason, " ".join(one.task_ids))
-                for one in report.left
-                for job in [doubts[one.key]]
+                for one, job in ((one, doubts[one.key]) for one in report.left)
             ),
         )
 
@@ -166,9 +165,10 @@ async def audit(
             await store.ignore(*(task.task_id for task in chosen))
     what = "ignored from now on" if ignore else "paid for and not in the journal"
     rows, unclear = ([task.as_dict() for task in some] for some in (chosen, found.unclear))
+    head = ("task", "created", "kind", "state", "quota", "model")
     screen.show(
         {"tasks": rows, "unclear": unclear, "is_complete": found.is_complete},
-        *(columns(HEAD, *map(_cells, chosen)) if chosen else ()),
+        *(columns(head, *map(_cells, chosen)) if chosen else ()),
         f"{counted(len(chosen), 'task is', 'tasks are')} {what}" if chosen else "no tasks",
     )
     if chosen and not ignore:
@@ -227,9 +227,6 @@ def _chosen(found: Audit, ids: tuple[str, ...], journal: JournalPlace) -> list[A
     return [known[one] for one in dict.fromkeys(ids or known)]
 
 
-HEAD: Final = ("task", "created", "kind", "state", "quota", "model")
-
-
 def _cells(task: AccountTask) -> tuple[str, ...]:
     """Return a task as a row of the table."""
     at = task.submitted_at or task.created_at
@@ -241,6 +238,3 @@ def _cells(task: AccountTask) -> tuple[str, ...]:
         number(task.points),
         task.model or "",
     )
-
-
-COMMANDS: Final = (reconcile, audit)

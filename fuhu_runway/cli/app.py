@@ -59,14 +59,10 @@ app: Final = App(
 )
 
 for _command in (
-    *make.COMMANDS,
-    doctor.doctor,
-    simulate.simulate,
-    batch.batch,
-    *journal.COMMANDS,
-    *account.COMMANDS,
-    resolve.resolve,
-    report.report,
+    *(make.generate, make.restyle, make.act, make.submit, make.wait, make.feed, make.balance),
+    *(doctor.doctor, simulate.simulate, batch.batch),
+    *(journal.jobs, journal.resume, journal.forget),
+    *(account.reconcile, account.audit, resolve.resolve, report.report),
 ):
     app.command(_command)
 fleet.app.command(fleet_demo.demo)

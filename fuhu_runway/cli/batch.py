@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Callable, Coroutine
 from functools import partial
 from io import FileIO
@@ -23,13 +24,13 @@ from fuhu_runway._clip_files import is_url
 from fuhu_runway.journal import JobState
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
-from .console import RESULT, Screen, close, complain, counted, run
+from .console import FIRST_SIGNAL, RESULT, Screen, close, complain, counted, run, stopped
 from .opening import PRIVATE, check_journal, working
 from .options import OUT, POSITIVE, WHOLE, InputFile, Target
 from .tally import AGAIN, Tally, shown, state_of
 
 if TYPE_CHECKING:
-    from fuhu_runway.batch import Outcome
+    from fuhu_runway.items import Outcome
 
 
 @Parameter(name="*", group=RESULT)
@@ -98,7 +99,7 @@ def run_with_file(
         try:
             copy = stack.enter_context(spooled(file))
         except KeyboardInterrupt:
-            return 130
+            return stopped(screen, FIRST_SIGNAL + signal.SIGINT)
         return run(work(copy, file.parent if copy == file else Path()), screen)
 
 
@@ -248,7 +249,7 @@ async def _make_all(
         results = Results.open(results_path)
         try:
             async with (
-                shown(tally, screen, lambda: many.summary.running),
+                shown(screen, lambda: tally.show(screen, many.summary.running)),
                 contextlib.aclosing(many.outcomes()) as outcomes,
             ):
                 async for outcome in outcomes:

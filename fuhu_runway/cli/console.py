@@ -8,6 +8,7 @@ Rule 3: a pipe or a terminal that closes does not end a paid job.
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -58,9 +59,6 @@ EXIT_OF: Final = (
 )
 """The first class that matches an error determines the exit code."""
 
-UNREACHED: Final = (errors.NotSent, errors.NoReply)
-"""Errors whose line ends with the address of the gateway."""
-
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """The signals that stop a command: SIGHUP if its terminal closes, SIGBREAK on Windows."""
 
@@ -76,11 +74,16 @@ def run(work: Coroutine[Any, Any, int | None], screen: "Screen") -> int:
     try:
         with logged(screen), contextlib.closing(screen):
             code = run_until_stopped(work, in_flight=screen.in_flight, as_json=screen.json)
-            if code > FIRST_SIGNAL and screen.stopped is None:
-                screen.stop()  # a command that has nothing to explain
     except Exception as error:  # noqa: BLE001  (for a bug, too, the notes say how to continue)
         return fail(error, screen)
-    if screen.stopped is not None and screen.json:
+    return stopped(screen, code) if code > FIRST_SIGNAL else code
+
+
+def stopped(screen: "Screen", code: int) -> int:
+    """Show that a signal stopped the command, unless it did so itself; return its exit code."""
+    if screen.stopped is None:
+        screen.stop()
+    if screen.json and screen.stopped is not None:
         write(sys.stdout, failure(code, "Stopped", *screen.stopped))
     return code
 
@@ -89,7 +92,7 @@ def fail(error: Exception, screen: "Screen", code: int | None = None) -> int:
     """Print an error, with --json as an object as well, and return its exit code."""
     if len(screen.verbose) > 1:
         write(sys.stderr, redact("".join(traceback.format_exception(error))))
-    if isinstance(error, UNREACHED) and screen.address:
+    if isinstance(error, errors.NotSent | errors.NoReply) and screen.address:
         error.add_note(f"The gateway's address is {screen.address}.")
     if screen.reword and isinstance(error, errors.RunwayError):
         screen.reword(error)
@@ -422,7 +425,9 @@ class Lasting:
     def _try(self, work: Callable[..., object], *args: str) -> None:
         try:
             work(*args)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             # A stream that is closed, or has no file descriptor, is left alone.
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123
                 os.dup2(null.fileno(), self._stream.fileno())
+            if getattr(error, "errno", None) == errno.ENOSPC and self._stream is sys.stdout:
+                complain("The output could not be written: the disk is full.")

@@ -24,7 +24,7 @@ from .batch import checked, run_with_file
 from .console import RESULT, Screen, columns, fail, listed, number
 from .journal import job_line, job_row, pick
 from .options import IN_RESULT, OUT, POSITIVE, WHOLE, Access, InputFile
-from .tally import CLOCK, trouble_of
+from .tally import shown, trouble_of
 
 if TYPE_CHECKING:
     from fuhu_runway.contrib.fleet import Fleet, Status
@@ -159,17 +159,22 @@ async def work(
     from fuhu_runway.contrib.fleet import RESTART_CODE, LeaseExpired
 
     screen.info("working until Ctrl-C")
-    showing = asyncio.create_task(progress.keep_showing(screen))
     try:
-        await fleet.work(in_flight=options.in_flight, grace=options.grace, signals=False)
+        async with shown(screen, lambda: screen.stage(str(progress))):
+            await fleet.work(in_flight=options.in_flight, grace=options.grace, signals=False)
     except asyncio.CancelledError:
         screen.stop(f"This worker: {progress}.", "Other workers continue.")
         raise
+<<<<<<< HEAD
     except LeaseExpired as error:
         screen.close()
         return fail(error, screen, RESTART_CODE)
     finally:
         showing.cancel()
+=======
+    except CutOff as error:
+        return fail(error, screen, CUT_OFF_CODE)
+>>>>>>> main
     raise AssertionError  # pragma: no cover  (it works until it is stopped)
 
 
@@ -289,9 +294,3 @@ class Progress:
     def __str__(self) -> str:
         parts = filter(None, (listed(self.counts), self.trouble))
         return ", ".join(parts) or "nothing so far"
-
-    async def keep_showing(self, screen: Screen) -> None:
-        """Show the counts whenever they have changed."""
-        while True:
-            screen.stage(str(self))
-            await CLOCK.sleep(screen.interval)

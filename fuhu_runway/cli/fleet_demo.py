@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from fuhu_runway.errors import UsageError
 from fuhu_runway.journal import DATABASE_VARIABLE, Job, JobState
 
-from .console import Screen, columns
+from .console import Screen, columns, counted
 from .fleet import new_fleet
 from .opening import STATE_NAME
 from .options import IN_RESULT, POSITIVE, WHOLE
@@ -73,9 +73,18 @@ async def demo(
             texts = [f"a kitten, take {number}" for number in range(1, prompts + 1)]
             await fleet.enqueue(texts)
             again = await fleet.enqueue(texts)
-            screen.info(f"{prompts:,} prompts enqueued twice: {again.new:,} more jobs")
+            many = counted(prompts, "prompt", "prompts")
+            screen.info(f"{many} enqueued twice: {again.new:,} more jobs")
+            variables = {
+                DATABASE_VARIABLE: url,
+                "FUHU_BASE_URL": gateway["base_url"],
+                "FUHU_API_KEY": gateway["api_key"],
+            }
+            command = ("fleet", "work", "--in-flight", str(IN_FLIGHT), "--lease", f"{LEASE:g}")
             workers = [
-                await stack.enter_async_context(_worker(folder, url, gateway))
+                await stack.enter_async_context(
+                    _process(*command, "--grace", "1", folder=folder, **variables)
+                )
                 for _ in range(WORKERS)
             ]
             screen.info(f"{WORKERS} workers, with {IN_FLIGHT} jobs each")
@@ -145,19 +154,6 @@ async def _simulator(folder: Path) -> AsyncIterator[Mapping[str, str]]:
         yield json.loads(await process.stdout.readline())
 
 
-def _worker(
-    folder: Path, url: str, gateway: Mapping[str, str]
-) -> contextlib.AbstractAsyncContextManager[Process]:
-    """Return the process of a worker."""
-    variables = {
-        DATABASE_VARIABLE: url,
-        "FUHU_BASE_URL": gateway["base_url"],
-        "FUHU_API_KEY": gateway["api_key"],
-    }
-    options = ("--in-flight", str(IN_FLIGHT), "--lease", f"{LEASE:g}", "--grace", "1")
-    return _process("fleet", "work", *options, folder=folder, **variables)
-
-
 async def _carried_out(
     fleet: "Fleet", workers: Collection[Process], total: int, screen: Screen, *, log: Path
 ) -> None:
@@ -186,7 +182,7 @@ async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Screen) -
         running = now.jobs[JobState.ACCEPTED]
         busy = sum(worker.jobs > 0 for worker in now.workers)
         if CLOCK.now() >= show_at:
-            below = f"{running:,} running, {busy} workers"
+            below = f"{running:,} running, {counted(busy, 'worker', 'workers')}"
             screen.board(f"{over:,} of {total:,}", over / total, "", below)
             show_at = CLOCK.now() + screen.interval
         # Once more tasks were submitted than the other workers can have, and near the end anyway.

@@ -137,9 +137,6 @@ async def forget(
     screen.show(job_row(job), job_line(job))
 
 
-COMMANDS: Final = (jobs, resume, forget)
-
-
 async def save_all(
     client: "Client",
     paid: Collection[Job],
@@ -171,7 +168,7 @@ async def save_all(
     if not paid:
         return files
     try:
-        async with shown(tally, screen, lambda: tally.left):
+        async with shown(screen, lambda: tally.show(screen, tally.left)):
             await asyncio.gather(*map(save, paid))
     except asyncio.CancelledError:
         screen.stop("The tasks continue.", tally.again)

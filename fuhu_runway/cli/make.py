@@ -100,13 +100,13 @@ Official = Annotated[bool, Parameter(group=GATEWAY, help="The task was submitted
 
 Kind = type[TextToVideo | ImageToVideo | OfficialTextToVideo | OfficialImageToVideo]
 
-KINDS: Final[Mapping[tuple[bool, bool], tuple[Kind, str, str]]] = {
-    (False, False): (TextToVideo, "text to video", "Add --image, or remove it."),
-    (False, True): (ImageToVideo, "--image alone", "Add --official, or remove it."),
-    (True, False): (OfficialTextToVideo, "--official alone", "Remove one of them."),
-    (True, True): (OfficialImageToVideo, "--official", "Remove one of them."),
+KINDS: Final[Mapping[tuple[bool, bool], tuple[Kind, str]]] = {
+    (False, False): (TextToVideo, "text to video"),
+    (False, True): (ImageToVideo, "--image alone"),
+    (True, False): (OfficialTextToVideo, "--official alone"),
+    (True, True): (OfficialImageToVideo, "--official and --image"),
 }
-"""The request by --official and --image; its name and the advice if an option does not fit."""
+"""The kind of request without and with --official and --image, and what errors call it."""
 
 
 @Parameter(name="*", group=REQUEST)
@@ -157,7 +157,7 @@ class RequestOptions:
         Raises:
             UsageError: An option cannot be used in this kind of request.
         """
-        kind, format_, advice = KINDS[self.official, self.image is not None]
+        kind, called = KINDS[self.official, self.image is not None]
         options = attrs.asdict(self, recurse=False).items()
         given = {name: value for name, value in options if value is not None}
         del given["official"]
@@ -165,7 +165,12 @@ class RequestOptions:
             check_model(given.get("model"))
         for name in given.keys() - attrs.fields_dict(kind).keys():
             option = f"--{name.replace('_', '-')}"
-            raise usage_error(name, f"{option} cannot be used with {format_}.", advice)
+            others = [other for one, other in KINDS.values() if name in attrs.fields_dict(one)]
+            raise usage_error(
+                name,
+                f"{option} cannot be used with {called}.",
+                f"Use it with {' or '.join(others)}, or remove it.",
+            )
         return kind(prompt=prompt, **given)
 
 
@@ -366,9 +371,6 @@ async def balance(*, screen: Screen = Screen(), target: Target = Target()) -> No
         found = await running.client.balance()
     row = attrs.asdict(found, filter=attrs.filters.exclude("raw"))
     screen.show(row, *fields(row))
-
-
-COMMANDS: Final = (generate, restyle, act, submit, wait, feed, balance)
 
 
 # One command while it runs

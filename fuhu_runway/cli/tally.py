@@ -206,12 +206,12 @@ def _duration(seconds: float) -> str:
 
 
 @contextlib.asynccontextmanager
-async def shown(tally: Tally, screen: Screen, running: Callable[[], int]) -> AsyncIterator[None]:
-    """Show the counts until the end of the block."""
+async def shown(screen: Screen, show: Callable[[], None]) -> AsyncIterator[None]:
+    """Call *show* at the intervals of a screen until the end of the block."""
 
     async def keep_showing() -> None:
         while True:
-            tally.show(screen, running())
+            show()
             await CLOCK.sleep(screen.interval)
 
     showing = asyncio.create_task(keep_showing())

@@ -19,8 +19,8 @@ import attrs
 
 from fuhu_runway._arguments import KEY_VARIABLE, check, mark_of_key
 from fuhu_runway._places import place_of
-from fuhu_runway.batch import Item, Source, item_of, numbered, plan_for
 from fuhu_runway.client import Client
+from fuhu_runway.items import Item, Source, item_of, numbered, plan_for
 from fuhu_runway.journal import Job, JobState, nth
 from fuhu_runway.models import DEFAULT_WAIT, Limits, usage_error
 

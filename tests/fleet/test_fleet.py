@@ -25,7 +25,6 @@ from support.media import PNG
 from support.relays import relay_to
 
 from fuhu_runway import Item, Limits, TextToVideo
-from fuhu_runway.batch import plan_for
 from fuhu_runway.contrib import _postgres
 from fuhu_runway.contrib._fleet import queue, worker
 from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
@@ -33,6 +32,7 @@ from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import Enqueued, Fleet, LeaseExpired
 from fuhu_runway.contrib.local_postgres import LocalPostgres
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
+from fuhu_runway.items import plan_for
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
 from fuhu_runway.testing import Simulator, faults

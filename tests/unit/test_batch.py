@@ -20,7 +20,7 @@ from support.clock import ManualClock, settle
 from fuhu_runway._budget import Budget
 from fuhu_runway._clip_files import clip_name, file_name
 from fuhu_runway._session.entry import Entry
-from fuhu_runway.batch import Batch, Item, Outcome, Source, Summary, item_of
+from fuhu_runway.batch import Batch
 from fuhu_runway.errors import (
     DownloadIncomplete,
     Fate,
@@ -37,6 +37,7 @@ from fuhu_runway.errors import (
     WaitTimeout,
 )
 from fuhu_runway.hooks import DownloadFinished, TaskSettled
+from fuhu_runway.items import Item, Outcome, Source, Summary, item_of
 from fuhu_runway.journal import Job, JobState, Journal, Plan, fingerprint, nth, plan_of
 from fuhu_runway.models import ActOne, Generation, ImageToVideo, TaskRecord, TaskState, TextToVideo
 

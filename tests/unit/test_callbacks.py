@@ -132,7 +132,7 @@ def test_each_submit_has_an_address_of_its_own(scene: Scene) -> None:
     base, token = addresses.pop().rsplit("/", 1)
     assert base == URL
     assert len(token) == 44
-    assert callbacks.SEAL_BYTES * 8 >= 128
+    assert callbacks.SIGNATURE_BYTES * 8 >= 128
 
 
 def test_a_slash_at_the_end_makes_no_difference() -> None:

@@ -447,7 +447,9 @@ def test_ctrl_c_ends_a_read_from_stdin(
 
     stdin = types.SimpleNamespace(buffer=Pressed())
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert run(file="-").code == 130
+    done = run("--json", file="-")
+    assert (done.code, done.err) == (130, "Stopped.\n")
+    assert json.loads(done.out)["exit_code"] == 130
     assert submitted(gateway) == 0
 
 

@@ -143,6 +143,7 @@ def test_submit_takes_a_prompt_of_several_words(run: Run, gateway: GatewayThread
         (["restyle", IMAGE, PROMPT, "--model", "Gen4"], "--model Gen4 is not known."),
         (["restyle", IMAGE, PROMPT, "--structure-transformation", "7"], "--structure-tr"),
         (["generate", PROMPT, "--seconds", "99"], "--seconds is 99."),
+        (["generate", PROMPT, "--flip"], "Use it with --image alone, or remove it."),
         (["generate", PROMPT, "--extra", '{"prompt": 1}'], "extra sets 'prompt'"),
         (["generate", PROMPT, "--base-url", "a b"], "--base-url must be an http(s) URL"),
     ],

@@ -508,6 +508,18 @@ def test_errors_of_a_stream_are_ignored() -> None:
         _console.write(stream, "x")
 
 
+def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """A result that is lost in a redirect to a full disk is not lost silently."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    with contextlib.redirect_stdout(Full()):
+        _console.Screen().show({}, "a result")
+    assert capsys.readouterr().err.endswith("could not be written: the disk is full.\n")
+
+
 def test_a_closed_pipe_raises_nothing() -> None:
     """Text for a closed pipe, or for no stream, is discarded."""
     source = """

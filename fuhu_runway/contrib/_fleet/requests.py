@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import attrs
 
 from fuhu_runway._media import local_fields
-from fuhu_runway.batch import Item
 from fuhu_runway.inputs import KINDS
+from fuhu_runway.items import Item
 from fuhu_runway.models import MotionVector, usage_error
 
 
