@@ -165,16 +165,8 @@ async def work(
     except asyncio.CancelledError:
         screen.stop(f"This worker: {progress}.", "Other workers continue.")
         raise
-<<<<<<< HEAD
     except LeaseExpired as error:
-        screen.close()
         return fail(error, screen, RESTART_CODE)
-    finally:
-        showing.cancel()
-=======
-    except CutOff as error:
-        return fail(error, screen, CUT_OFF_CODE)
->>>>>>> main
     raise AssertionError  # pragma: no cover  (it works until it is stopped)
 
 
