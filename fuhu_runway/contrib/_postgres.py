@@ -28,7 +28,7 @@ try:
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
     from psycopg.pq.abc import PGconn
-    from psycopg.rows import DictRow, dict_row
+    from psycopg.rows import dict_row
 except ImportError as missing:
     raise ImportError(
         "fuhu_runway.contrib.postgres needs an extra; in a checkout: "
@@ -197,7 +197,7 @@ def answered(wire: PGconn, statement: PQGen[T]) -> PQGen[T]:
         return result
 
 
-class Connection(psycopg.Connection[DictRow]):
+class Connection(psycopg.Connection[Any]):
     """A connection that is lost if the server does not answer in time."""
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:

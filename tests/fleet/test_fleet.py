@@ -833,7 +833,7 @@ def worker_of(**queue: Any) -> worker.Worker:
 
 
 async def test_a_job_that_arrives_at_the_cut_off_is_not_sent() -> None:
-    """A worker that was just cut off gives back what it gets, since others have its jobs."""
+    """A worker whose lease has just expired gives back what it gets, since others have its jobs."""
 
     async def take(key: str) -> Waiting:
         return Waiting(b"", is_encrypted=False, state=JobState.PLANNED)

@@ -230,7 +230,7 @@ class Worker:
             )
             outcome = await self.client.carry_out(item, retry_failed=retry_failed, **self.options)
         except WaitAbandoned:
-            raise Again(0.0) from None  # this worker was cut off
+            raise Again(0.0) from None  # its lease has expired
         except RunwayError as error:
             if isinstance(error, NotSent | OutOfCredits | Unauthorized):
                 self._paused_until = asyncio.get_running_loop().time() + PAUSED
