@@ -320,7 +320,8 @@ class Queue:
             name=QUEUE,
             min_size=1,
             max_size=4,
-            timeout=2.0,  # for a connection of the pool; a worker whose lease has expired ends after that
+            # For a connection of the pool: a worker whose lease has expired ends after that.
+            timeout=2.0,
         )
         self.app = procrastinate.App(connector=self.connector)
 
