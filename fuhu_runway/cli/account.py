@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fuhu_runway import errors
-from fuhu_runway._journal.file import command_line
 from fuhu_runway.account import (
     TOKEN_VARIABLE,
     USER_VARIABLE,
@@ -60,7 +59,7 @@ async def reconcile(
         out: Folder for the clips; by default that of the journal, or clips.
     """
     out = out or _folder_of(journal)
-    tally = Tally(again=_resume(journal, out))
+    tally = Tally(again=_resume(journal, out, target))
     async with working(journal, target, screen, tally.watch, out=out) as (store, client):
         doubts = {job.key: job for job in await store.jobs(JobState.IN_DOUBT)}
         if not _has_account(target):
@@ -71,7 +70,7 @@ async def reconcile(
             error.add_note("Every job that was in doubt still is.")
             raise
         screen.out(*_report_lines(report, doubts))
-        _advise(report, journal, screen)
+        _advise(report, journal, target, screen)
         unsaved = await store.jobs(*(state for state in JobState if state.is_unfinished))
         found = {one.key for one in report.found}
         jobs = [job for job in unsaved if job.key in found]
@@ -105,12 +104,12 @@ def _report_lines(report: Reconciliation, doubts: Mapping[str, Job]) -> Iterator
         )
 
 
-def _advise(report: Reconciliation, journal: JournalPlace, screen: Screen) -> None:
+def _advise(report: Reconciliation, journal: JournalPlace, target: Target, screen: Screen) -> None:
     if any(one.task_ids for one in report.left):
-        command = on_journal("resolve", journal, "KEY --task-id ID")
+        command = on_journal("resolve", journal, "KEY", "--task-id", "ID", *target.words())
         screen.info(f"If you know which task is the right one: {command}")
     if report.left:
-        command = on_journal("jobs", journal, "--state in-doubt")
+        command = on_journal("jobs", journal, "--state", "in-doubt")
         screen.info(f"For what else you can do: {command}")
 
 
@@ -148,13 +147,13 @@ async def audit(
             f"Set {TOKEN_VARIABLE} and {USER_VARIABLE}, as the gateway's account page shows them.",
         )
     out = out or _folder_of(journal)
-    tally = Tally(again=_resume(journal, out))
+    tally = Tally(again=_resume(journal, out, target))
     async with working(journal, target, screen, tally.watch, out=out if adopt else None) as (
         store,
         client,
     ):
         found = await client.audit(since=since)
-        chosen = _chosen(found, tasks, journal)
+        chosen = _chosen(found, tasks, journal, target)
         if adopt:
             # A task that failed is skipped unless it is named: it has no clip.
             wanted = [task for task in chosen if tasks or task.state not in DEAD_ENDS]
@@ -172,12 +171,13 @@ async def audit(
         f"{counted(len(chosen), 'task is', 'tasks are')} {what}" if chosen else "no tasks",
     )
     if chosen and not ignore:
-        screen.info(f"To save their clips: {on_journal('audit', journal, '--adopt')}")
-        command = on_journal("audit", journal, "ID ID --ignore")
+        command = on_journal("audit", journal, "--adopt", *target.words())
+        screen.info(f"To save their clips: {command}")
+        command = on_journal("audit", journal, "ID", "ID", "--ignore", *target.words())
         screen.info(f"If some belong to something else: {command}")
     if found.unclear:
         many = f"{len(found.unclear):,} more may belong to jobs in doubt"
-        command = on_journal("reconcile", journal)
+        command = on_journal("reconcile", journal, *target.words())
         screen.info(f"{many}, which have to be settled first: {command}")
     if not found.is_complete:
         screen.info("The gateway did not send its whole list, so there may be more.")
@@ -188,8 +188,9 @@ def _folder_of(journal: JournalPlace) -> Path:
     return journal.parent if isinstance(journal, Path) else OUT
 
 
-def _resume(journal: JournalPlace, out: Path) -> str:
-    return f"To save the clips: {on_journal('resume', journal, '--out', command_line(str(out)))}"
+def _resume(journal: JournalPlace, out: Path, target: Target) -> str:
+    command = on_journal("resume", journal, "--out", str(out), *target.words())
+    return f"To save the clips: {command}"
 
 
 def _has_account(target: Target) -> bool:
@@ -211,13 +212,15 @@ async def _adopted(
     return jobs
 
 
-def _chosen(found: Audit, ids: tuple[str, ...], journal: JournalPlace) -> list[AccountTask]:
+def _chosen(
+    found: Audit, ids: tuple[str, ...], journal: JournalPlace, target: Target
+) -> list[AccountTask]:
     """Return the tasks of an audit with these ids, or all of them."""
     known = {task.task_id: task for task in found.tasks}
     unclear = {task.task_id for task in found.unclear}
     for one in ids:
         if one in unclear:
-            command = on_journal("reconcile", journal)
+            command = on_journal("reconcile", journal, *target.words())
             raise usage_error(
                 "tasks", f"{one} may be the task of a job in doubt.", f"Run {command}"
             )

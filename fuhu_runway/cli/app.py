@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 from fuhu_runway import errors
 
 from . import account, batch, doctor, fleet, fleet_demo, journal, make, report, resolve, simulate
-from .console import EXIT_CODES, Screen, complain, fail, failure, run, write
+from .console import EXIT_CODES, Screen, fail, run, write
 from .usage import explained, name_as_typed, wants_json
 
 _HELP: Final = """
@@ -92,12 +92,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         # Neither `batch`, which reads stdin first, nor a help page is a coroutine.
         return run(done, screen) if inspect.iscoroutine(done) else done or 0
     except CycloptsError as error:
-        text = explained(error)
-        complain(text)
-        if screen.json:
-            money = "Nothing was sent or charged."
-            write(sys.stdout, failure(2, errors.UsageError.__name__, text, money))
-        return 2
+        return fail(explained(error), screen)
     except errors.UsageError as error:
         return fail(error, screen)
     except (OSError, SystemExit) as error:

@@ -230,7 +230,8 @@ async def _make_all(
 
         return await dry_run(options, screen, file, folder, journal_path)
     check_journal(target, journal_path)
-    tally = Tally(checked(file, folder, screen, skip_bad=options.skip_bad))
+    total = checked(file, folder, screen, skip_bad=options.skip_bad)
+    tally = Tally(total, retry="Add --retry-failed to submit them again.")
     async with working(journal_path, target, screen, tally.watch, out=home, is_new=True) as (
         journal,
         client,

@@ -8,6 +8,7 @@ Rule 2: a job in doubt is left to a person, and the output says what to do.
 import asyncio
 from collections.abc import Collection
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -68,19 +69,22 @@ async def jobs(
     doubts = [job for job in found if job.state is JobState.IN_DOUBT]
     if not doubts:
         return
-    command = on_journal("resolve", journal)
-    settle = on_journal("reconcile", journal)
+    is_simulated = isinstance(journal, Path) and journal.with_name(STATE_NAME).is_file()
+    simulate = ["--simulate"] if is_simulated else []
+    resolve = partial(on_journal, "resolve", journal)
     screen.info("In doubt: sent, but no clear response came back, so points may have been charged.")
-    if isinstance(journal, Path) and journal.with_name(STATE_NAME).is_file():
-        screen.info(f"To settle them by the simulated gateway's own lists: {settle} --simulate")
-    else:
-        screen.info(f"To settle them by the gateway's own lists: {settle}")
+    settle = on_journal("reconcile", journal, *simulate)
+    screen.info(f"To settle them by the gateway's own lists: {settle}")
     if any(job.task_id for job in doubts):
-        screen.info(f"If the task in the row is the right one: {command} KEY --found")
-    screen.info(f"If you find the task at the gateway: {command} KEY --task-id ID")
-    screen.info(f"If there is none, and the balance confirms it: {command} KEY --not-accepted")
+        command = resolve("KEY", "--found", *simulate)
+        screen.info(f"If the task in the row is the right one: {command}")
+    command = resolve("KEY", "--task-id", "ID", *simulate)
+    screen.info(f"If you find the task at the gateway: {command}")
+    command = resolve("KEY", "--not-accepted")
+    screen.info(f"If there is none, and the balance confirms it: {command}")
     if sum(job.task_id is None for job in doubts) > 1:
-        screen.info(f"If that is true of all jobs without a task: {command} --all-not-accepted")
+        command = resolve("--all-not-accepted")
+        screen.info(f"If that is true of all jobs without a task: {command}")
 
 
 async def resume(

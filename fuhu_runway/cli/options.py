@@ -126,10 +126,8 @@ JournalArgument = Annotated[
 
 def on_journal(command: str, journal: JournalPlace, *words: str) -> str:
     """Return a command about a journal for a shell, without the password of a database."""
-    place = f'"${DATABASE_VARIABLE}"'
-    if isinstance(journal, Path):
-        place = command_line(str(journal))
-    return " ".join(["fuhu-runway", command, place, *words])
+    place = command_line(str(journal)) if isinstance(journal, Path) else f'"${DATABASE_VARIABLE}"'
+    return " ".join(filter(None, ("fuhu-runway", command, place, command_line(*words))))
 
 
 # The gateway
@@ -192,6 +190,12 @@ class Target:
 
     access: Access = Access()
     simulate: bool = False
+
+    def words(self) -> Iterator[str]:
+        """Return the options that select the same gateway again."""
+        yield from self.access.words()
+        if self.simulate:
+            yield "--simulate"
 
     def check(self) -> None:
         """Raise unless there is a key, or a simulated gateway that needs none."""

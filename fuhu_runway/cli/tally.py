@@ -32,7 +32,7 @@ ENDINGS: Final = {
         "{again} Add --retry-failed to submit what the gateway refused for good.",
     ),
     "timed_out": (4, "timed out, and their tasks continue", "{again}"),
-    "failed": (1, "failed", "Add --retry-failed to submit them again."),
+    "failed": (1, "failed", "{retry}"),
 }
 """
 How a job ends without a saved clip: exit code, description, and advice for the summary.
@@ -77,6 +77,8 @@ class Tally:
     total: int = 0
     #: How to continue.
     again: str = AGAIN
+    #: How to submit again what failed, if the command can do that.
+    retry: str = ""
     #: The number of jobs by state and error name; the name is empty if there is no error.
     ends: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     #: The number of jobs by state that an earlier run had brought to this state.
@@ -188,12 +190,12 @@ class Tally:
         earlier = f", {old:,} of them from earlier runs" if old else ""
         clips = counted(self.total, "clip is", "clips are")
         yield f"{self.count('saved'):,} of {clips} in {place}{earlier}."
-        jobs = on_journal("jobs", journal, "--state in-doubt")
+        jobs = on_journal("jobs", journal, "--state", "in-doubt")
         for state, (_, meaning, template) in ENDINGS.items():
             names = {name: n for (one, name), n in self.ends.items() if one == state}
             if names:
-                advice = template.format(jobs=jobs, again=self.again)
-                yield f"{self.count(state):,} {meaning} ({listed(names)}). {advice}"
+                advice = template.format(jobs=jobs, again=self.again, retry=self.retry)
+                yield f"{self.count(state):,} {meaning} ({listed(names)}). {advice}".rstrip()
         if self.left:
             reason = f" ({self.stopped_by})" if self.stopped_by else ""
             yield f"{counted(self.left, 'was', 'were')} not started{reason}. {self.again}"

@@ -174,6 +174,7 @@ class Setup:
     evidence: Evidence
     recorder: EventRecorder
     spans: Collected
+    receiver: CallbackReceiver
 
     async def live(
         self,
@@ -277,9 +278,9 @@ async def setup(
         )
         assert gateway.api_key == key
         async with client:
-            yield Setup(gateway, client, evidence, recorder, spans)
+            yield Setup(gateway, client, evidence, recorder, spans, receiver)
             judge_files(evidence, folder)
-    found = Setup(gateway, client, evidence, recorder, spans)
+    found = Setup(gateway, client, evidence, recorder, spans, receiver)
     found.judge_events()
     evidence.thing(receiver)
     evidence.thing(client.journal)
@@ -508,13 +509,11 @@ async def test_a_batch_leaks_nothing(evidence: Evidence, tmp_path: Path) -> None
 async def test_a_webhook_leaks_nothing(body: bytes, evidence: Evidence, tmp_path: Path) -> None:
     """Neither its URL nor its body is shown, whether it is right, forged or garbage."""
     async with setup(evidence, tmp_path, callbacks=None) as here:
-        receiver = here.client._sessions.receiver
-        assert receiver is not None
         here.gateway.fault("submit", faults.drop_after_accepting(), times=1)
         for request in REQUESTS:
             await here.live(request, tmp_path)
             url = here.gateway.tasks[-1].request.get("callback_url", PUBLIC_URL)
             evidence.finder.add_link(url)
-            receiver.deliver(url.rpartition("/")[2], body)
-            receiver.deliver(SECRET, body)
+            here.receiver.deliver(url.rpartition("/")[2], body)
+            here.receiver.deliver(SECRET, body)
             await asyncio.sleep(0.01)

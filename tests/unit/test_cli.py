@@ -635,7 +635,7 @@ def test_a_misspelt_command_gets_a_hint(tokens: list[str], message: str, run: Ru
     (line,) = done.err.splitlines()
     assert (done.code, done.out) == (2, "")
     assert message in line
-    assert re.search(r"See fuhu-runway( [a-z]+)? --help$", line)
+    assert re.search(r"See fuhu-runway( [a-z]+)? --help\.$", line)
     assert "12345" not in line
     assert not set(PROMPT.split()[1:]) & set(re.findall(r"\w+", line))
 

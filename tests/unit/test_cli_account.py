@@ -131,7 +131,7 @@ def test_audit_leaves_what_has_no_clip(run: Run, gateway: GatewayThread) -> None
     (failed,) = submit_elsewhere(gateway, "a foal")
     assert run("audit", PATH, "--adopt").out == ""
     done = run("audit", PATH, failed, "--adopt")
-    assert (done.code, "1 failed" in done.err) == (1, True)
+    assert (done.code, "1 failed" in done.err, "--retry" in done.err) == (1, True, False)
     (unknown,) = submit_elsewhere(gateway, "a calf")
     for place in ("feed", "official"):
         gateway.call(
@@ -250,6 +250,7 @@ def test_audit_with_a_simulated_gateway(run: Run) -> None:
     assert run("forget", PATH, rows[0]["key"], "--force").code == 0
     done = run("audit", PATH, "--simulate")
     assert rows[0]["task_id"] in done.out
+    assert f"fuhu-runway audit {PATH} --adopt --simulate" in done.err
     assert run("audit", PATH, "--adopt", "--simulate").code == 0
     assert Path(STATE).is_file()
 

@@ -369,7 +369,7 @@ def test_it_continues_with_its_state_file(run: Run) -> None:
         (["--weather", "2"], "weather=2.0"),
         (["--dialect", "klingon"], "the dialects are: envelope"),
         (["--host", "192.0.2.1"], "is not this machine"),
-        (["--port", "70000"], "port=70000"),
+        (["--port", "70000"], "--port=70000"),
         (["--port", "-1"], "port=-1"),
         (["--config", "nothing"], "The file of config cannot be read (No such file"),
         (["--state-file", "no/folder"], "The state file cannot be used (No such file"),

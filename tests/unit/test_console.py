@@ -63,6 +63,7 @@ def test_options_can_be_repeated_as_words() -> None:
     words = ["--gateway", "deerapi", "--base-url", "http://a", "--api-key-file", "my key"]
     assert list(access.words()) == words
     assert list(_options.Access().words()) == []
+    assert list(_options.Target(access=access, simulate=True).words()) == [*words, "--simulate"]
 
 
 async def test_a_client_uses_the_real_or_the_simulated_gateway(
