@@ -1000,7 +1000,7 @@ async def test_a_worker_that_can_save_nothing_is_refused(
     await fleet.enqueue(NAMED)
     place = tmp_path / "file"
     place.touch()
-    for wrong, words in [(place, "Nothing can be written in"), ("s4://clips", "not the URL of an")]:
+    for wrong, words in [(place, "is not a folder"), ("s4://clips", "not the URL of an")]:
         async with made(download_to=wrong) as other:
             with pytest.raises(UsageError, match=words):
                 await other.work()

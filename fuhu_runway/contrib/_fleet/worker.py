@@ -228,6 +228,7 @@ class Worker:
             item, retry_failed = unpacked(
                 found.body, key, is_encrypted=found.is_encrypted, cipher=self.cipher
             )
+            del found  # not kept while the job waits
             outcome = await self.client.carry_out(item, retry_failed=retry_failed, **self.options)
         except WaitAbandoned:
             raise Again(0.0) from None  # its lease has expired
