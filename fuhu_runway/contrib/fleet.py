@@ -418,7 +418,7 @@ class Fleet:
 
         Args:
             in_flight: How many jobs this worker may have at once; a waiting job costs about
-                30 KB.
+                25 KB.
             grace: How long running jobs are followed after the signal, in seconds.
             signals: Whether to handle the signals; if not, cancel this call to stop.
 
