@@ -183,10 +183,10 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "unknown": "Entries that would be sent and whose cost is unknown.",
     },
     "A fleet in JSON": {
-        "workers": "For each worker, `id`, `silent` (seconds since its last sign of life) and "
+        "workers": "For each worker, `id`, `heartbeat_age` (seconds since its last heartbeat) and "
         "`jobs` (how many it has).",
         "ready": "Jobs that wait for a worker.",
-        "later": "Jobs that wait for another attempt.",
+        "scheduled": "Jobs that wait for another attempt.",
         "running": "Jobs that a worker has.",
         "jobs": "Number of jobs in the journal, by state; a job that no worker has begun is not "
         "in it.",
