@@ -130,6 +130,7 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
         lambda value: _is_amount(value) and value is not None,
         "a number of seconds, at least 0",
     ),
+    "replace_key": _FLAG,
     # of tasks
     "timeout": (_is_amount, "a number of seconds, at least 0, or None"),
     "on_update": _FUNCTION,

@@ -7,16 +7,10 @@ from typing import Any
 import attrs
 
 from . import errors
+from ._fields import check_text
 from .errors import RunwayError
 from .journal import BaseJournal, Job, Plan, planned
-from .models import (
-    REQUESTS,
-    Generation,
-    TextToVideo,
-    check_text,
-    require_request,
-    usage_error,
-)
+from .models import REQUESTS, Generation, TextToVideo, require_request, usage_error
 from .task import Clip
 
 

@@ -26,6 +26,7 @@ from ._fields import (
     SECONDS,
     SEED,
     check_official_prompt,
+    check_text,
     choice,
     extra_fields,
     number,
@@ -36,8 +37,6 @@ from ._fields import (
     whole_body,
     whole_number,
 )
-from ._fields import UNSTORABLE as UNSTORABLE
-from ._fields import check_text as check_text
 from ._fields import require_text as require_text
 from ._fields import usage_error as usage_error
 from ._guesses import explained

@@ -77,24 +77,29 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
         (fitting if fits else strangers).append(row)
     named = {one.task_id for one in doubts}
     paid = records.paid(fitting, SECOND)
-    unpaid = [
-        row for row in fitting if paid.get(row.task_id) is Paid.NO and row.task_id not in named
+    unpaid = {task_id for task_id, is_paid in paid.items() if is_paid is Paid.NO} - named
+    verdicts = _matched(doubts, [row for row in fitting if row.task_id not in unpaid], records)
+    found = [
+        attrs.evolve(one, task_id=task.task_id, accepted_at=task.created_at, is_evidence=False)
+        for one in doubts
+        if one.key in verdicts and (task := verdicts[one.key].task)
     ]
-    verdicts = _matched(doubts, [row for row in fitting if row not in unpaid], records)
-    absent, left, found = list[Sent](), list[Sent](), list[Sent]()
-    for one in doubts:
-        verdict = verdicts.get(one.key)
-        if verdict is None:
-            absent.append(one)
-        elif verdict.task is None:
-            left.append(one)
-        else:
-            found.append(attrs.evolve(one, task_id=verdict.task.task_id))
-    periods = records.periods(absent, left, found)
+    records = attrs.evolve(records, known=[*records.known, *found])
+    absent = [one for one in doubts if one.key not in verdicts]
+    left = [one for one in doubts if one.key in verdicts and not verdicts[one.key].task]
+    periods = records.periods(absent, left)
+    models = {one.model for one in (*waiting, *records.known)} - {None}
     for one in absent:
-        others = [row for row in unpaid if records.fit(one, row)]
-        strange = [row for row in strangers if records.may_be(one, row)]
-        verdicts[one.key] = _absent(one, periods[one.key], others, strange, records)
+        over = _left_over(one, found, records)
+        verdicts[one.key] = _absent(
+            one,
+            periods[one.key],
+            over,
+            [row for row in strangers if records.may_be(one, row)],
+            records,
+            is_unpaid=all(row.task_id in unpaid for row in over),
+            is_uncharged=records.was_not_charged(one, periods[one.key], models),
+        )
     return [verdicts[one.key] for one in doubts]
 
 
@@ -192,22 +197,48 @@ def _given(
     return verdicts
 
 
+def _left_over(doubt: Sent, found: Sequence[Sent], records: Records) -> list[Listed]:
+    """
+    Return the tasks without an owner that may be those of a submission or of its equals.
+
+    Its own task may have gone to an equal one, which then has another task: that one is left over.
+    """
+    equal = [doubt]
+    for one in equal:  # it grows in the loop
+        equal += [
+            other
+            for other in found
+            if other not in equal
+            and other.fingerprint == doubt.fingerprint
+            and records.fit(one, records.rows[str(other.task_id)])
+        ]
+    return [row for row in records.free if any(records.fit(one, row) for one in equal)]
+
+
 def _absent(
     doubt: Sent,
     period: Stretch,
-    unpaid: Sequence[Listed],
+    over: Sequence[Listed],
     strangers: Sequence[Listed],
     records: Records,
+    *,
+    is_unpaid: bool,
+    is_uncharged: bool,
 ) -> Verdict:
     """
-    Return the verdict about a submission that no task fits, but for *unpaid* ones.
+    Return the verdict about a submission that got no task, and may get none of several.
 
-    *strangers* are of its kind and time, with another prompt or model: gateways shorten, translate
-    and mask prompts and rename models, but not those of every task.
+    Args:
+        doubt: The submission.
+        period: The charges around it.
+        over: Tasks that may be its own, with no charge or an uncertain one.
+        strangers: Tasks of its kind and time, with another prompt or model: gateways shorten,
+            translate and mask prompts and rename models, but not those of every task.
+        records: What the gateway and the journal say.
+        is_unpaid: Whether the log shows no charge for the tasks that are left over.
+        is_uncharged: Whether the log shows no charge for the submission, and would show it.
     """
     is_charged = period.explains(doubt.key)
-    is_logged = records.logs_all_like(doubt, period)
-    is_uncharged = is_logged and not period.can_be(doubt.key)
     is_read = records.reaches(doubt)
     is_unlisted = is_read and records.is_complete and records.shows_all_like(doubt)
     # The first that holds decides.
@@ -216,18 +247,19 @@ def _absent(
         (doubt.task_id is not None, Reason.NAMED),
         (records.now < doubt.sent_at + records.late, Reason.EARLY),
         (records.is_log_due, Reason.LOG_DUE),
-        (unpaid, Reason.UNCHARGED),
+        (over and is_unpaid, Reason.UNCHARGED),
+        (over, Reason.UNCLEAR),
         (is_unlisted and (is_uncharged or not strangers), Proof.LIST),
         (is_uncharged, Proof.LOG),
         (is_unlisted, Reason.STRANGER),
         (is_read and not records.is_complete, Reason.CUT),
-        (is_logged, Reason.IN_FLIGHT),
+        (records.in_flight and period.can_be(doubt.key), Reason.IN_FLIGHT),
         (True, Reason.UNPROVEN),
     )
     said = next(said for holds, said in rules if holds)
     if isinstance(said, Proof):
         return Verdict(doubt.key, proof=said)
-    rows = {Reason.UNCHARGED: unpaid, Reason.STRANGER: strangers}.get(said, ())
+    rows = {Reason.UNCHARGED: over, Reason.UNCLEAR: over, Reason.STRANGER: strangers}.get(said, ())
     counts = None
     if is_charged:
         is_certain = period.must_be(doubt.key)

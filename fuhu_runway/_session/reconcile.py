@@ -24,12 +24,12 @@ from fuhu_runway._wire.refusals import CHARGED_CODES
 from fuhu_runway._wire.tables import SUBMITS, Endpoint, is_official
 from fuhu_runway.account import AccountTask, Found, KeyLog, Left, Reconciliation
 from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UnreadableReply, UsageError
-from fuhu_runway.journal import Job, JobState
+from fuhu_runway.journal import CHARGE, Job, JobState
 from fuhu_runway.models import OfficialRequest, TaskRecord, TaskState
 
 from .account import account_tasks, key_log
 from .matching import Reason, Verdict, decide
-from .records import NO_PROMPT, SLACK, Listed, Records, Sent
+from .records import NO_PROMPT, SLACK, Charge, Listed, Records, Sent
 from .session import Session
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ def _routes() -> Mapping[str, frozenset[str]]:
 ROUTES: Final = _routes()
 
 
+def _routes_of(action: str | None) -> frozenset[str]:
+    """Return the routes that a gateway's word for a kind of task may stand for."""
+    return ROUTES.get(_plain(action or ""), frozenset())
+
+
 @attrs.frozen
 class Lists:
     """The gateway's lists, as they were read."""
@@ -85,10 +90,13 @@ class Lists:
     log: KeyLog | None = None
 
     @property
-    def charges(self) -> list[float]:
-        """When the key was charged for a task; other programs may use it for other things."""
-        rows = self.log.charges if self.log else ()
-        return [row.charged_at.timestamp() for row in rows if row.charged_at and row.action]
+    def charges(self) -> list[Charge]:
+        """What the key was charged for tasks; other programs may use it for other things."""
+        return [
+            Charge(row.charged_at.timestamp(), row.model, _routes_of(row.action))
+            for row in (self.log.charges if self.log else ())
+            if row.charged_at and row.action
+        ]
 
     @property
     def charges_since(self) -> float:
@@ -211,6 +219,9 @@ class Reconciler:
             if reason is not None:
                 said = _text_of(reason, verdict)
                 is_charged = reason is Reason.CHARGED
+                if verdict.charges == (1, 1) and job.proof is None:
+                    # The log may be cut off, or not be shown, when it is read next.
+                    await ledger.charge(job.key)
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
                 continue
             is_ours = await self._settle(sessions, session, job, verdict, lists.offset)
@@ -423,13 +434,12 @@ def _sent(job: Job, offset: float) -> Sent:
         job.task_id,
         accepted_at,
         is_evidence=job.proof is None,
-        is_charged=job.code in CHARGED_CODES,
+        is_charged=job.code in CHARGED_CODES or job.proof == CHARGE,
     )
 
 
 def _bare(task: AccountTask) -> Listed:
     """Return a row of the list without its prompt."""
     at = task.submitted_at or task.created_at
-    routes = ROUTES.get(_plain(task.action or ""), frozenset())
     created_at = None if at is None else at.timestamp()
-    return Listed(task.task_id, created_at, routes, task.model)
+    return Listed(task.task_id, created_at, _routes_of(task.action), task.model)

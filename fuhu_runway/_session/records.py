@@ -86,6 +86,16 @@ class Listed:
     prompts: frozenset[str] = frozenset()
 
 
+@attrs.frozen
+class Charge:
+    """One row of the log of the key; what is not known fits anything."""
+
+    charged_at: float
+    model: str | None = None
+    #: The routes that its kind may stand for; empty if the kind is not known.
+    routes: frozenset[str] = frozenset()
+
+
 class Fit(enum.IntEnum):
     """How well a task fits a submission."""
 
@@ -122,8 +132,8 @@ class Records:
     since: float = 0.0
     #: Whether all of it was read.
     is_complete: bool = True
-    #: When the key was charged; empty if the log was not read.
-    charges: Sequence[float] = ()
+    #: What the key was charged; empty if the log was not read.
+    charges: Sequence[Charge] = ()
     #: The oldest row of the log: it says nothing about the time before, which may be cut off.
     charges_since: float = -math.inf
     #: Whether the gateway has a log, and did not show it now.
@@ -209,9 +219,9 @@ class Records:
     # The log of the key
 
     @cached_property
-    def sorted_charges(self) -> Sequence[float]:
+    def instants(self) -> Sequence[float]:
         """When the key was charged, the earliest first."""
-        return sorted(self.charges)
+        return sorted(charge.charged_at for charge in self.charges)
 
     def must_show(self, known: Sent) -> bool:
         """Whether the log, if it is complete, has the charge of an accepted submission."""
@@ -241,41 +251,49 @@ class Records:
         """Return when a submission without a response may have been charged."""
         return sent.sent_at - slack, sent.sent_at + self.late + slack
 
-    def periods(
-        self, absent: Iterable[Sent], left: Iterable[Sent], found: Iterable[Sent]
-    ) -> Mapping[str, Stretch]:
+    def periods(self, absent: Iterable[Sent], left: Iterable[Sent]) -> Mapping[str, Stretch]:
         """
         Return the charges around each submission that no task fits.
 
-        Others whose task was *found* explain a charge; those *left* in doubt may explain one. The
-        window of an absent one is wide and that of others is narrow, so that no charge that may be
-        its own is overlooked.
+        Known ones explain a charge; those *left* in doubt may explain one. The window of an absent
+        one is wide and that of others is narrow, so that no charge that may be its own is
+        overlooked.
         """
         others = [*left, *self.in_flight]
         return stretches(
-            map(self.charged, (*self.logged, *found)),
+            map(self.charged, self.logged),
             {one.key: self.window(one, SLACK) for one in absent},
-            self.sorted_charges,
+            self.instants,
             rivals=[*self.unlogged, *(self.window(one, SECOND) for one in others)],
             back=self.late,
         )
 
-    def logs_all_like(self, doubt: Sent, period: Stretch) -> bool:
+    def was_not_charged(
+        self, doubt: Sent, period: Stretch, models: AbstractSet[str | None]
+    ) -> bool:
         """
-        Whether the log shows every known task around a submission, one of the same kind and model.
+        Whether the log would show a charge for a submission, if it had been accepted, and does not.
 
-        It begins before the submission was sent, too. Gateways log some kinds and models later than
-        others, or not at all.
+        It must begin before the submission was sent, show every known task of its *period*, and
+        one of the same kind and model. Only those explain charges here: gateways log some kinds and
+        models later than others, or not at all. A charge that names another of the *models* that
+        were requested is for that one.
         """
-        start, _ = self.window(doubt, SLACK)
-        alike = [
-            one
-            for one in self.logged
-            if one.is_evidence
-            and (one.route, one.model) == (doubt.route, doubt.model)
-            and period.start <= one.sent_at <= period.end
-        ]
-        return bool(alike) and start >= self.charges_since and period.is_whole
+        window = self.window(doubt, SLACK)
+        alike = [one for one in self.logged if (one.route, one.model) == (doubt.route, doubt.model)]
+        others = models - {doubt.model}
+        instants = sorted(
+            charge.charged_at
+            for charge in self.charges
+            if charge.model not in others and doubt.route in (charge.routes or {doubt.route})
+        )
+        known, claim = map(self.charged, alike), {doubt.key: window}
+        own = stretches(known, claim, instants, back=self.late)[doubt.key]
+        is_shown = any(
+            one.is_evidence and period.start <= one.sent_at <= period.end for one in alike
+        )
+        is_logged = window[0] >= self.charges_since and period.is_whole and own.is_whole
+        return is_shown and is_logged and not own.can_be(doubt.key)
 
     def paid(self, rows: Iterable[Listed], apart: float) -> Mapping[str, Paid]:
         """
@@ -289,8 +307,8 @@ class Records:
             if row.created_at is not None and row.created_at + apart >= self.charges_since
         }
         known = self.by_row(self.logged, apart)
-        near = stretches(known, claims, self.sorted_charges, rivals=self.unlogged)
-        wide = stretches(known, claims, self.sorted_charges, back=self.late)
+        near = stretches(known, claims, self.instants, rivals=self.unlogged)
+        wide = stretches(known, claims, self.instants, back=self.late)
         paid = dict[str, Paid]()
         for key, one in near.items() if self.charges else ():
             if wide[key].is_whole and not one.can_be(key):
@@ -317,6 +335,6 @@ class Records:
         """How far a charge may be from the row of its task, as many known tasks show it."""
         known = [one for one in self.logged if one.task_id in self.rows]
         for apart in (0.0, SECOND / 2) if len(known) >= MANY else ():
-            if assigned(self.by_row(known, apart), self.sorted_charges) == len(known):
+            if assigned(self.by_row(known, apart), self.instants) == len(known):
                 return apart
         return SECOND

@@ -50,7 +50,8 @@ from .submission import Submission
 
 if TYPE_CHECKING:
     # It imports a web server, which most programs do not need.
-    from fuhu_runway.callbacks import Address, CallbackReceiver, Webhook
+    from fuhu_runway._addresses import Address, Webhook
+    from fuhu_runway.callbacks import CallbackReceiver
 
 
 MINUTE: Final = 60.0
@@ -85,7 +86,8 @@ class Sessions(Handles):
         self.ahead = 0.0
         self.files = Files(uploads, gateway, key, settings.clock)
         self.callback_url = callback_url
-        self.receiver = callbacks
+        #: The addresses for webhooks; None without a receiver.
+        self.addresses = None if callbacks is None else callbacks.addresses
         self.memory = Memory(2 * settings.timeouts.late + MINUTE)
         #: Where submissions in doubt are found and settled.
         self.ledger: BaseJournal | Memory = self.journal or self.memory
@@ -157,7 +159,7 @@ class Sessions(Handles):
             forget = functools.partial(self.by_loop.pop, loop, None)
             session = self.by_loop[loop] = Session(self.settings, forget)
             # Webhooks that came while there was no session.
-            for address, webhook in self.receiver.pending(self) if self.receiver else ():
+            for address, webhook in self.addresses.pending(self) if self.addresses else ():
                 webhooks.handle(self, session, address, webhook)
         return session
 

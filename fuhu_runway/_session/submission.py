@@ -41,7 +41,7 @@ from .entry import Entry, entry_for
 from .session import Session
 
 if TYPE_CHECKING:
-    from fuhu_runway.callbacks import Address
+    from fuhu_runway._addresses import Address
 
     from .sessions import Sessions
 
@@ -159,11 +159,11 @@ class Submission:
 
     def _wire(self, request: Generation) -> Request:
         """Return the HTTP request that submits, the address of its webhooks among its secrets."""
-        gateway, key, receiver = self.sessions.gateway, self.sessions.key, self.sessions.receiver
-        if self.address is None or receiver is None:
-            return build(request, gateway, key, self.sessions.callback_url)
-        wire = build(request, gateway, key, receiver.url(self.address))
-        return wire.hiding(receiver.token(self.address))
+        sessions, addresses = self.sessions, self.sessions.addresses
+        if self.address is None or addresses is None:
+            return build(request, sessions.gateway, sessions.key, sessions.callback_url)
+        wire = build(request, sessions.gateway, sessions.key, addresses.url(self.address))
+        return wire.hiding(addresses.token(self.address))
 
     async def _search(self, key: str) -> TaskRecord | None:
         """Return the task of a lost response, if a webhook named it or the gateway lists it."""

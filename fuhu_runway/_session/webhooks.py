@@ -27,7 +27,7 @@ from .entry import Entry
 from .session import Session
 
 if TYPE_CHECKING:
-    from fuhu_runway.callbacks import Address, Webhook
+    from fuhu_runway._addresses import Address, Webhook
 
     from .sessions import Sessions
 
@@ -39,9 +39,9 @@ def new_address(
     sessions: "Sessions", plan: Plan, request: Generation, custom_id: str | None, tag: str | None
 ) -> "Address | None":
     """Return an address for the webhooks of the task of a request, if its kind takes one."""
-    if sessions.receiver is None or not SUBMITS[type(request)].takes_callback:
+    if sessions.addresses is None or not SUBMITS[type(request)].takes_callback:
         return None
-    return sessions.receiver.address(
+    return sessions.addresses.new(
         sessions,
         request,
         None if sessions.journal is None else plan.key,
@@ -155,13 +155,13 @@ async def _look_up(
     sessions: "Sessions", session: Session, address: "Address", webhook: "Webhook"
 ) -> None:
     """Find the job in doubt that an address belongs to, if an earlier process made the address."""
-    receiver, journal, seen = sessions.receiver, sessions.journal, sessions.looked_up
-    if receiver is None or journal is None or not receiver.is_lasting or address.nonce in seen:
+    addresses, journal, seen = sessions.addresses, sessions.journal, sessions.looked_up
+    if addresses is None or journal is None or not addresses.is_lasting or address.nonce in seen:
         return
     seen.add(address.nonce)
     with suppress(JournalError):
         for job in await journal.jobs(JobState.IN_DOUBT):
-            if receiver.nonce_of(job.key) == address.nonce:
+            if addresses.nonce_of(job.key) == address.nonce:
                 address.job, address.made_at = job.key, job.submitted_at or job.planned_at
                 address.early, address.task_id = webhook, None
                 address.custom_id, address.tag = job.custom_id, job.tag
@@ -175,8 +175,8 @@ async def search(
     sessions: "Sessions", session: Session, address: "Address | None"
 ) -> TaskRecord | None:
     """Return the record of the task that a webhook named, if the feed and the journal agree."""
-    receiver, journal, clock = sessions.receiver, sessions.journal, sessions.settings.clock
-    if receiver is None or address is None:
+    addresses, journal, clock = sessions.addresses, sessions.journal, sessions.settings.clock
+    if addresses is None or address is None:
         return None
     while address.early is not None and not address.is_sought:
         task_id, address.early = address.early.task_id, None
@@ -191,12 +191,12 @@ async def search(
             job = None if journal is None else await journal.find(task_id)
             # The row itself may already name the task, from a damaged response.
             is_taken = job is not None and job.key != address.job
-            if not is_taken and not receiver.is_taken(task_id, address):
+            if not is_taken and not addresses.is_taken(task_id, address):
                 wire = sessions.poll_request(task_id, official=False)
                 wire = wire.hiding(getattr(address.request, "prompt", None))
                 answer = await session.transport.call(wire, read_task)
                 # Another submission may have found it in the meantime.
-                if not receiver.is_taken(task_id, address):
+                if not addresses.is_taken(task_id, address):
                     address.answered(task_id)
                     record = attrs.evolve(answer, task_id=task_id)
         except RunwayError as error:

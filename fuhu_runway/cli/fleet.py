@@ -116,6 +116,8 @@ class Work:
         lease: Seconds without a heartbeat after which a worker's jobs go to others.
         grace: Seconds to follow running jobs after Ctrl-C, before they go to others.
         timeout: How long to wait for each clip, in seconds.
+        replace_key: Take up jobs although they were begun with another key, which was revoked. This
+            key must belong to the same account.
     """
 
     out: str = str(OUT)
@@ -126,6 +128,7 @@ class Work:
     lease: Annotated[float, POSITIVE] = 30.0
     grace: Annotated[float, POSITIVE] = 60.0
     timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
+    replace_key: bool = False
 
 
 @app.command
@@ -147,12 +150,13 @@ async def work(
         max_points=options.max_points,
         timeout=options.timeout,
         lease=options.lease,
+        replace_key=options.replace_key,
         api_key=access.key(),
         base_url=access.base_url,
         gateway=access.gateway,
         hooks=[screen.watch, progress.watch],
     )
-    from fuhu_runway.contrib.fleet import CUT_OFF_CODE, CutOff
+    from fuhu_runway.contrib.fleet import RESTART_CODE, LeaseExpired
 
     screen.info("working until Ctrl-C")
     try:
@@ -161,8 +165,8 @@ async def work(
     except asyncio.CancelledError:
         screen.stop(f"This worker: {progress}.", "Other workers continue.")
         raise
-    except CutOff as error:
-        return fail(error, screen, CUT_OFF_CODE)
+    except LeaseExpired as error:
+        return fail(error, screen, RESTART_CODE)
     raise AssertionError  # pragma: no cover  (it works until it is stopped)
 
 
@@ -177,7 +181,7 @@ async def status(*, screen: Screen = Screen()) -> None:
         now = await fleet.status()
     counts = {
         "waiting for a worker": now.ready,
-        "waiting for a retry": now.later,
+        "waiting for a retry": now.scheduled,
         "with a worker": now.running,
         **{state.value: count for state, count in now.jobs.items()},
     }
@@ -188,7 +192,10 @@ async def status(*, screen: Screen = Screen()) -> None:
         _status_row(now),
         *columns(
             ("worker", "heartbeat", "jobs"),
-            *((str(one.id), f"{one.silent:.0f} s ago", f"{one.jobs:,}") for one in now.workers),
+            *(
+                (str(one.id), f"{one.heartbeat_age:.0f} s ago", f"{one.jobs:,}")
+                for one in now.workers
+            ),
         ),
         listed(counts, "no jobs"),
         f"{number(now.points)} points spent",
@@ -242,7 +249,7 @@ def _status_row(now: "Status") -> dict[str, Any]:
     return {
         "workers": [attrs.asdict(worker) for worker in now.workers],
         "ready": now.ready,
-        "later": now.later,
+        "scheduled": now.scheduled,
         "running": now.running,
         "jobs": {state.value: count for state, count in now.jobs.items() if count},
         "points": now.points,

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Literal, get_args
 import attrs
 
 from ._server import bodies as _bodies
-from ._server.options import check
+from ._server.options import Headers, check
 from ._server.replies import HTML, JSON, ROWS
 
 Where = Literal["submit", "feed", "download", "balance", "official", "tasks", "charges", "files"]
@@ -20,7 +20,6 @@ PLACES: Final[frozenset[Where]] = frozenset(get_args(Where))
 _SUBMITS: Final[frozenset[Where]] = frozenset({"submit", "official"})
 _POLLS: Final[frozenset[Where]] = frozenset({"feed", "official"})
 _DOWNLOADS: Final[frozenset[Where]] = frozenset({"download"})
-Headers = tuple[tuple[str, str | None], ...]
 _LISTS: Final[frozenset[Where]] = frozenset({"tasks"})
 
 
@@ -414,11 +413,6 @@ def refused(message: str = "提示词违规", *, code: int = 400, data: object =
     return _json(_bodies.refusal(message, code=code, data=data))
 
 
-def empty_result() -> Answer:
-    """New-API's "nothing found": success, and `data` is null."""
-    return _json({"code": "success", "data": None})
-
-
 def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
     """Dialect J: an error inside an error's message, *levels* deep."""
     message = "content moderation"
@@ -431,11 +425,6 @@ def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
 def dashboard_error(status: int = 200, message: str = "无权进行此操作") -> Answer:
     """Dialect F: the dashboard's refusal."""
     return _json({"success": False, "message": message}, status)
-
-
-def midjourney_error(status: int = 400, description: str = "quota_not_enough") -> Answer:
-    """Dialect G: the Midjourney routes' refusal."""
-    return _json({"description": description, "type": "upstream_error", "code": 4}, status)
 
 
 def html_page(status: int = 200, *, accepted: bool = False) -> Answer:
@@ -468,7 +457,7 @@ class Planned:
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.fault, Fault):
-            raise TypeError(f"{self.fault!r} is not a fault of fuhu_runway.testing.faults")
+            raise TypeError(f"{self.fault!r} is not a fault of {__name__}, such as faults.Drop()")
         if self.where not in self.fault.places:
             places = ", ".join(sorted(self.fault.places))
             raise ValueError(f"{self.fault} cannot happen on {self.where!r}, only on: {places}")

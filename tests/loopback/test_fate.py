@@ -201,7 +201,7 @@ FINAL: dict[str, tuple[Fault, type[GatewayError]]] = {
     "refused in a 500": (faults.error(500, "no", code="invalid_request"), InvalidRequest),
     "web page": (faults.html_page(), NotFound),
     "dashboard": (faults.dashboard_error(), Unauthorized),
-    "midjourney": (faults.midjourney_error(), OutOfCredits),
+    "midjourney": (faults.known("midjourney"), OutOfCredits),
     "nested": (faults.nested_error(400), InvalidRequest),
 }
 

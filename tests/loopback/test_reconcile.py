@@ -25,7 +25,7 @@ from fuhu_runway.hooks import (
     SubmissionFound,
     SubmissionUnclaimed,
 )
-from fuhu_runway.journal import Job, JobState
+from fuhu_runway.journal import CHARGE, Job, JobState
 from fuhu_runway.testing import AccountLists, Simulator, faults
 
 pytestmark = pytest.mark.usefixtures("virtual")
@@ -725,6 +725,25 @@ async def test_the_log_of_the_key_shows_a_charge(gateway: Simulator, journal: Pa
         assert (left.is_charged, left.task_ids) == (True, ())
         assert "the log of the key shows a charge" in left.reason
     assert listings(gateway) == 0
+
+
+async def test_a_charge_is_remembered(gateway: Simulator, journal: Path | None) -> None:
+    """The log showed the charge once; later there is none, and a list that lacks the task."""
+    gateway.script("a kitten", listed_after=None)
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, journal=journal, timeouts=Timeouts()) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        assert (await reason_left(client)).is_charged
+        ledger = client._sessions.ledger
+        [job] = await ledger.jobs(JobState.IN_DOUBT)
+        assert job.proof == CHARGE
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        gateway.fault("charges", faults.html_page(), times=None)
+        assert (await reason_left(client)).is_charged
+        await ledger.resolve(job.key, accepted=False)
+        await ledger.charge(job.key)  # too late: a person has settled it
+        assert {one.proof for one in await ledger.jobs() if one.key == job.key} <= {"person"}
 
 
 async def test_the_log_of_the_key_counts_charges(gateway: Simulator) -> None:

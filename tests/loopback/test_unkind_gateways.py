@@ -54,6 +54,8 @@ RAISED: dict[str, type[RunwayError]] = {
     "closed_request": DOUBT,
     "origin_error": DOUBT,
     "panic": DOUBT,
+    "nothing": DOUBT,
+    "midjourney": OutOfCredits,
     "request_limit": RateLimited,
     "banned": Unauthorized,
     "invalid_signature": Unauthorized,

@@ -81,7 +81,7 @@ TROUBLE: dict[str, Fault] = {
     "429": faults.TooManyRequests(0.01, form="milliseconds"),
     "empty 429": faults.empty_429(),
     "not found": faults.task_not_exist(),
-    "nothing": faults.empty_result(),
+    "nothing": faults.known("nothing"),
     "nested": faults.nested_error(500),
     "all empty": faults.Blank(),
 }

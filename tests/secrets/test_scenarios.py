@@ -154,8 +154,12 @@ def made_by(name: str, text: str) -> Iterator[Fault]:
         yield make(**(needed | texts), accepted=True)
 
 
+QUOTING: Final = 5
+"""In how many ways a response of one status quotes a text."""
+
+
 def quoting(text: str) -> Iterator[Fault]:
-    """Return responses with *text* in every place of a response."""
+    """Return responses with *text* in every place of a response: `QUOTING` for each status."""
     headers = (("X-Client-IP", IPV4), ("Set-Cookie", f"k={KEY}"), ("X-Request-Id", f"{KEY} {IPV6}"))
     for status in (200, 302, 400, 401, 402, 404, 422, 429, 500, 503):
         yield faults.Answer(status, text, "text/plain", headers)
@@ -174,6 +178,7 @@ class Setup:
     evidence: Evidence
     recorder: EventRecorder
     spans: Collected
+    receiver: CallbackReceiver
 
     async def live(
         self,
@@ -277,9 +282,9 @@ async def setup(
         )
         assert gateway.api_key == key
         async with client:
-            yield Setup(gateway, client, evidence, recorder, spans)
+            yield Setup(gateway, client, evidence, recorder, spans, receiver)
             judge_files(evidence, folder)
-    found = Setup(gateway, client, evidence, recorder, spans)
+    found = Setup(gateway, client, evidence, recorder, spans, receiver)
     found.judge_events()
     evidence.thing(receiver)
     evidence.thing(client.journal)
@@ -320,13 +325,23 @@ async def test_no_fault_leaks_a_secret(name: str, evidence: Evidence, tmp_path: 
 async def test_no_quotation_is_repeated(place: Where, evidence: Evidence, tmp_path: Path) -> None:
     """Secrets in texts, codes, keys and headers of a gateway are not repeated."""
     async with setup(evidence, tmp_path, has_account=place in LISTS) as here:
-        await _meet(here, place, quoting, tmp_path)
+        await _meet(here, place, quoting, tmp_path, ways=QUOTING)
 
 
 async def _meet(
-    here: Setup, place: Where, faults_with_text: Callable[[str], Iterable[Fault]], folder: Path
+    here: Setup,
+    place: Where,
+    faults_with_text: Callable[[str], Iterable[Fault]],
+    folder: Path,
+    *,
+    ways: int = 1,
 ) -> None:
-    """Let faults happen to each kind of request in one place."""
+    """
+    Let faults happen to each kind of request in one place.
+
+    Of *ways* faults in a row, each kind of request meets one: of every row another way, and
+    another one than the kind before. So each kind meets all ways, and all rows.
+    """
     if place in READS:
         # A response may quote the prompt of a live task.
         task = await here.client.submit(REQUESTS[0])
@@ -345,9 +360,13 @@ async def _meet(
     others = [one for one in REQUESTS if one not in official]
     # A download is the same for every kind of request.
     kinds = {"official": official, "download": [*others[:1], *official[:1]]}
-    for index, request in enumerate(kinds.get(place, others)):
+    requests = kinds.get(place, others)
+    if len(requests) < ways:
+        ways = 1
+    for index, request in enumerate(requests):
         for number, fault in enumerate(faults_with_text(leaky_text(request))):
-            if place in fault.usable_on:
+            row, way = divmod(number, ways)
+            if place in fault.usable_on and way == (row + index) % ways:
                 here.gateway.fault(place, fault, times=None)
                 await here.live(request, folder, f"{number}-{index}")
                 here.gateway.forget_plans()
@@ -508,13 +527,11 @@ async def test_a_batch_leaks_nothing(evidence: Evidence, tmp_path: Path) -> None
 async def test_a_webhook_leaks_nothing(body: bytes, evidence: Evidence, tmp_path: Path) -> None:
     """Neither its URL nor its body is shown, whether it is right, forged or garbage."""
     async with setup(evidence, tmp_path, callbacks=None) as here:
-        receiver = here.client._sessions.receiver
-        assert receiver is not None
         here.gateway.fault("submit", faults.drop_after_accepting(), times=1)
         for request in REQUESTS:
             await here.live(request, tmp_path)
             url = here.gateway.tasks[-1].request.get("callback_url", PUBLIC_URL)
             evidence.finder.add_link(url)
-            receiver.deliver(url.rpartition("/")[2], body)
-            receiver.deliver(SECRET, body)
+            here.receiver.deliver(url.rpartition("/")[2], body)
+            here.receiver.deliver(SECRET, body)
             await asyncio.sleep(0.01)

@@ -379,7 +379,7 @@ async def test_a_stream_is_read_as_it_comes(client: FakeClient) -> None:
 def test_the_folder_is_checked_before_anything_is_sent(client: FakeClient, tmp_path: Path) -> None:
     """A folder that cannot be made is refused when the batch is made; one that can is made."""
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="Nothing can be written"):
+    with pytest.raises(UsageError, match="is not a folder"):
         batch_of(client, ["a"], download_to=tmp_path / "file" / "clips")
     batch_of(client, ["a"], download_to=tmp_path / "clips")
     assert list(tmp_path.iterdir()) != []

@@ -6,7 +6,7 @@ import attrs
 import pytest
 
 from fuhu_runway._session.matching import Proof, Reason, Verdict, decide
-from fuhu_runway._session.records import MAX_OFFSET, NO_PROMPT, Listed, Records, Sent
+from fuhu_runway._session.records import MAX_OFFSET, NO_PROMPT, Charge, Listed, Records, Sent
 
 LATE = 600.0
 """How long after it was sent a request may still be accepted, in seconds."""
@@ -20,7 +20,14 @@ PUPPY = Listed("t-puppy", 991.0, frozenset({"/pro/generate"}), "gen4", frozenset
 def records(*listed: Listed, **changes: Any) -> Records:
     """Return records that were read long after everything, with one known task that is listed."""
     settings = {"now": 5000.0, "late": LATE, "known": (KNOWN,), "listed": (PUPPY, *listed)}
+    if "charges" in changes:
+        changes["charges"] = charges(*changes["charges"])
     return Records(**{**settings, **changes})
+
+
+def charges(*instants: float, **changes: Any) -> list[Charge]:
+    """Return rows of the log that say no more than when the key was charged."""
+    return [Charge(at, **changes) for at in instants]
 
 
 def one(verdicts: list[Verdict]) -> Verdict:
@@ -412,9 +419,9 @@ def test_many_known_tasks_show_how_close_a_charge_is() -> None:
     twin = attrs.evolve(KITTEN, task_id="t-twin", created_at=1004.0)
     log = records(known=known, listed=(*rows, KITTEN, twin), charges=(*times, 1003.0))
     assert one(decide([DOUBT], log)).task == KITTEN
-    loose = attrs.evolve(log, charges=(*times[:-1], times[-1] + 1.0, 1003.0))
+    loose = attrs.evolve(log, charges=charges(*times[:-1], times[-1] + 1.0, 1003.0))
     assert one(decide([DOUBT], loose)).reason is Reason.SEVERAL
-    looser = attrs.evolve(log, charges=(*times[:-1], times[-1] + 2.0, 1003.0))
+    looser = attrs.evolve(log, charges=charges(*times[:-1], times[-1] + 2.0, 1003.0))
     assert one(decide([DOUBT], looser)).reason is Reason.SEVERAL
 
 
@@ -488,6 +495,43 @@ def test_a_log_proves_nothing_without_a_charge_like_it(changes: dict[str, Any]) 
     """A log without rows, or without one of the same kind and model, may lack ours."""
     log = records(**{"charges": (990.5,), **LOG_ONLY, **changes})
     assert one(decide([DOUBT], log)).reason is Reason.UNPROVEN
+
+
+def test_a_known_task_of_another_model_does_not_explain_a_charge_away() -> None:
+    """
+    A gateway logs the other model when its task ends, so the charge beside it is the doubt's.
+
+    If the log names the models, it shows which charge is for which task.
+    """
+    other = attrs.evolve(KNOWN, key="2", model="gen3", task_id="t-2", sent_at=999.0)
+    other = attrs.evolve(other, accepted_at=1004.0)
+    log = records(known=(KNOWN, other), charges=(990.5, 1003.0), **LOG_ONLY)
+    assert one(decide([DOUBT], log)).reason is Reason.UNPROVEN
+    mine, theirs = charges(990.5, model="gen4"), charges(1003.0, model="gen3")
+    assert one(decide([DOUBT], attrs.evolve(log, charges=[*mine, *theirs]))).proof is Proof.LOG
+    theirs = charges(1003.0, routes=frozenset({"/pro/act_one"}))
+    assert one(decide([DOUBT], attrs.evolve(log, charges=[*mine, *theirs]))).proof is Proof.LOG
+
+
+def test_an_uncharged_task_of_an_equal_doubt_forbids_not_accepted() -> None:
+    """The later of two equal doubts may have the task without a charge, which is older."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1100.0)
+    second = attrs.evolve(KITTEN, task_id="t-second", created_at=1103.0)
+    verdicts = decide([DOUBT, later], records(KITTEN, second, charges=(990.5, 1103.0)))
+    assert verdicts[0].task == second
+    assert verdicts[1] == Verdict("later", reason=Reason.UNCHARGED, task_ids=("t-kitten",))
+
+
+def test_an_uncertain_task_of_an_equal_doubt_forbids_not_accepted() -> None:
+    """The older kitten may have the charge of its second, or a puppy has; it may be the later's."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1100.0)
+    puppy = attrs.evolve(DOUBT, key="puppy", fingerprint="puppy 16:9", prompt="puppy")
+    second = attrs.evolve(KITTEN, task_id="t-second", created_at=1103.0)
+    other = attrs.evolve(PUPPY, task_id="t-other", created_at=1003.0)
+    log = records(KITTEN, second, other, charges=(990.5, 1003.0, 1103.0))
+    first, last, _ = decide([DOUBT, later, puppy], log)
+    assert first.task == second
+    assert last == Verdict("later", reason=Reason.UNCLEAR, task_ids=("t-kitten",))
 
 
 def test_a_charge_that_may_be_missing_is_no_proof() -> None:

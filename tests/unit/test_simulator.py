@@ -920,7 +920,23 @@ def test_the_faults_come_without_the_simulator() -> None:
         ),
         (
             lambda: Simulator().fault("submit", "x"),
-            "'x' is not a fault of fuhu_runway.",
+            "'x' is not a fault of fuhu_runway.testing.faults, such as faults.Drop()",
+        ),
+        (
+            lambda: Simulator().fault("submit", faults.Drop(), seconds=-5),
+            "seconds=-5 is less than 0",
+        ),
+        (lambda: Simulator().script(42), "42 is no prompt, no pattern and no function"),
+        (lambda: Simulator().script(reason=5), "reason=5 is not text, or None"),
+        (lambda: Simulator().script(queued=2), "queued=2 is not a number from 0 to 1"),
+        (lambda: Simulator().script(hidden=-1), "hidden=-1 is not a number from 0 to"),
+        (
+            lambda: Simulator().script(progress=(0, 200)),
+            "progress=(0, 200) is not several of these: a whole number from 0 to 100",
+        ),
+        (
+            lambda: Simulator().script(faults=faults.Drop()),
+            "Drop(accepted=False, reset=False) has no place; say where: faults.on(",
         ),
     ],
 )

@@ -558,6 +558,11 @@ SAID = {
             'with length 0","type":"new_api_panic"}}'
         ),
     ),
+    "nothing": (200, '{"code":"success","data":null}'),
+    "midjourney": (
+        400,
+        '{"description":"quota_not_enough","type":"upstream_error","code":4}',
+    ),
     "request_limit": (
         429,
         (

@@ -17,7 +17,7 @@ import attrs
 
 from fuhu_runway.testing import faults
 from fuhu_runway.testing._server.dialects import NAMES
-from fuhu_runway.testing._server.options import Allowed, allowed, one_of
+from fuhu_runway.testing._server.options import Allowed, Headers, allowed, one_of
 from fuhu_runway.testing._server.story import OWN
 from fuhu_runway.testing.faults import KNOWN, Fault, Planned
 
@@ -160,7 +160,7 @@ SPECIAL: Final[Mapping[object, Field]] = {
             lambda value, at: planned(read(OWN_FAULT, value, at), at),
         )
     ),
-    faults.Headers: Field(
+    Headers: Field(
         "an object: names of headers, and their values as text; null leaves one out", _headers
     ),
 }

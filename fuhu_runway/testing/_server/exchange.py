@@ -136,7 +136,11 @@ class Visit:
     def dressed(self, reply: Reply) -> Reply:
         """Return *reply* with the date of the gateway's clock, and with the head of a fault."""
         offset, head = self.store.options.clock_offset, self.head
-        headers: dict[str, str | None] = {**reply.headers, **dict(head.headers)}
+        other = {name.lower() for name, _ in head.headers}
+        headers: dict[str, str | None] = {
+            **{name: value for name, value in reply.headers.items() if name.lower() not in other},
+            **dict(head.headers),
+        }
         if offset:
             # Else aiohttp sends the date of this machine.
             date = formatdate(math.floor(time.time() + offset), usegmt=True)

@@ -56,12 +56,6 @@ CONTENT: Final = {
     2026: "操作 {action}, 计算参数：seconds: 2.00",
 }
 
-NO_TOKEN: Final = "无权进行此操作，未登录且未提供 access token"
-WRONG_TOKEN: Final = "无权进行此操作，access token 无效"
-NO_USER: Final = "无权进行此操作，未提供 New-Api-User"
-NO_NUMBER: Final = "无权进行此操作，New-Api-User 格式错误"
-ANOTHER_USER: Final = "无权进行此操作，New-Api-User 与登录用户不匹配"
-
 
 @attrs.frozen(kw_only=True)
 class AccountLists:
@@ -110,14 +104,17 @@ class Charge:
 
 @attrs.define
 class Lists:
-    """The list of tasks and the log of charges, for one request."""
+    """The list of tasks and the log of charges."""
 
     options: "Simulator"
     store: Store
     files: Files
-    how: AccountLists
     #: When requests came, by the limit that counts them.
-    asked: dict[str, deque[float]]
+    _asked: dict[str, deque[float]] = attrs.field(init=False, factory=dict)
+
+    @property
+    def how(self) -> AccountLists:
+        return self.options.lists or AccountLists()
 
     def tasks(self, visit: Visit, fault: Fault | None) -> Reply:
         """Return one page of the user's tasks, newest first."""
@@ -164,7 +161,7 @@ class Lists:
         """Raise Refused if there were too many requests, by the limits of these names."""
         for name in names if self.how.limited else ():
             most, seconds = LIMITS[name]
-            now, asked = self.store.clock.now(), self.asked.setdefault(name, deque(maxlen=most))
+            now, asked = self.store.clock.now(), self._asked.setdefault(name, deque(maxlen=most))
             if len(asked) == most and asked[0] > now - seconds:
                 self.store.limited += 1
                 raise Refused(Reply(429, b""))
@@ -177,14 +174,17 @@ class Lists:
         headers, version = visit.request.headers, self.how.version
         token = headers.get("Authorization", "").removeprefix("Bearer ")
         if token != self.options.access_token:
+            wrong = "无权进行此操作，access token 无效"
             if version == 2026:
-                raise Refused(_refusal(401, WRONG_TOKEN, code="AUTH_UNAUTHORIZED"))
-            raise Refused(_refusal(200, WRONG_TOKEN) if token else _refusal(401, NO_TOKEN))
+                raise Refused(_refusal(401, wrong, code="AUTH_UNAUTHORIZED"))
+            missing = _refusal(401, "无权进行此操作，未登录且未提供 access token")
+            raise Refused(_refusal(200, wrong) if token else missing)
         user, named = self.options.user_id, headers.get("New-Api-User", "")
         if version == 2025 and named != str(user):
             is_number = named.removeprefix("-").isdecimal()
-            message = (ANOTHER_USER if is_number else NO_NUMBER) if named else NO_USER
-            raise Refused(_refusal(401, message))
+            wrong = "New-Api-User 与登录用户不匹配" if is_number else "New-Api-User 格式错误"
+            why = wrong if named else "未提供 New-Api-User"
+            raise Refused(_refusal(401, f"无权进行此操作，{why}"))
         return user
 
     def _account(self, visit: Visit) -> Account | None:

@@ -28,3 +28,4 @@ ROWS: Final[dict[str, dict[str, Any]]] = tomllib.loads(
 PARTS: Final = {name: Shape(**row) for name, row in ROWS["parts"].items()}
 DIALECTS: Final = {name: Shape(**row) for name, row in ROWS["dialects"].items()}
 SHAPES: Final = {name: Shape(**row) for name, row in ROWS["shapes"].items()}
+BALANCES: Final = {name: Shape(**row) for name, row in ROWS["balances"].items()}
