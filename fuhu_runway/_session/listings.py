@@ -8,9 +8,10 @@ to the journal, or its submission has no response yet.
 import asyncio
 import math
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -153,24 +154,26 @@ class Listings:
             return records
         waiting = [(job, sent_of(job, offset)) for job in jobs if job.state.is_unanswered]
         wanted = {job.prompt_hash for job, _ in waiting}
-        rows: list[Coroutine[Any, Any, Listed]] = []
+        # Called below: this may be cancelled before.
+        rows: list[Callable[[], Awaitable[Listed]]] = []
         others: list[Listed] = []
         proofs = 0 if is_search else MAX_PROOFS
         for task in lists.tasks:
             job = next((owned[one] for one in task.ids if one in owned), None)
             if job is not None:
                 may_ask = proofs > 0 and job.prompt_hash is not None
-                rows.append(self._known_row(sessions, task, job, may_ask=may_ask))
+                rows.append(partial(self._known_row, sessions, task, job, may_ask=may_ask))
                 proofs -= may_ask
             elif not is_search or not await self._has_owner(sessions, task):
                 bare = _bare(task)
                 fitting = [job for job, sent in waiting if records.fit(sent, bare)]
                 if fitting:
                     official = all(is_official(job.endpoint) for job in fitting)
-                    rows.append(self._row(sessions, task, wanted, is_official=official))
+                    rows.append(partial(self._row, sessions, task, wanted, is_official=official))
                 elif any(records.may_be(sent, bare) for _, sent in waiting):
                     others.append(bare)
-        return attrs.evolve(records, listed=[*await asyncio.gather(*rows), *others])
+        looked_up = await asyncio.gather(*(look_up() for look_up in rows))
+        return attrs.evolve(records, listed=[*looked_up, *others])
 
     async def _has_owner(self, sessions: "Sessions", task: AccountTask) -> bool:
         """Return whether a submission has a listed task, for a search that reads few rows."""
