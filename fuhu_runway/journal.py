@@ -24,12 +24,13 @@ from ._journal.base import BaseJournal
 from ._journal.file import perform, work
 from ._journal.notes import Note, write
 from ._journal.plans import fingerprint, hash_prompt, nth, plan_of, planned
-from ._journal.states import STEPS, Job, JobState, Plan
+from ._journal.states import CHARGE, STEPS, Job, JobState, Plan
 from ._journal.writer import Call, report
 from .errors import JournalBusy
 from .models import usage_error
 
 __all__ = [
+    "CHARGE",
     "LONGEST",
     "STEPS",
     "BaseJournal",

@@ -19,7 +19,7 @@ from fuhu_runway.errors import JournalError
 from fuhu_runway.models import usage_error
 
 from .plans import hash_prompt, nth
-from .states import INSTANT_OF, STEPS, Job, JobState, Plan
+from .states import CHARGE, INSTANT_OF, STEPS, Job, JobState, Plan
 
 T = TypeVar("T")
 
@@ -232,6 +232,12 @@ def resolve(
             raise _belongs_to_another()
         to, changes["task_id"] = JobState.ACCEPTED, task_id
     return (yield from step(job.key, to, now, changes, before=(JobState.IN_DOUBT,), token=token))
+
+
+def charge(key: str) -> Action[None]:
+    """Write that the gateway's log shows a charge for a job in doubt."""
+    where = "key = :key AND state = 'in doubt'"
+    yield f"UPDATE job SET proof = :proof WHERE {where}", {"key": key, "proof": CHARGE}  # noqa: S608
 
 
 def adopt(

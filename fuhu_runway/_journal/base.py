@@ -191,6 +191,14 @@ class BaseJournal(ABC):
         now, token = time.time() if at is None else at, self._token()
         return await self._perform(lambda: actions.resolve(key, task_id, proof, now, token))
 
+    async def charge(self, key: str) -> None:
+        """
+        Record that the gateway's log shows a charge for a job in doubt; see `Job.proof`.
+
+        From then on, it is never found to be not accepted, even if the log no longer shows that.
+        """
+        await self._perform(lambda: actions.charge(key))
+
     async def adopt(
         self, task_id: str, endpoint: str, now: float, *, model: str | None = None
     ) -> Job:

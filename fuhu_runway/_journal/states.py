@@ -97,6 +97,10 @@ INSTANT_OF: Final = {
 }
 
 
+CHARGE: Final = "charge"
+"""The `proof` of a job in doubt that the gateway's log shows a charge for."""
+
+
 @attrs.frozen(kw_only=True)
 class Plan:
     """A request, as far as the journal knows it."""
@@ -146,7 +150,8 @@ class Job:
     source: str | None = None
     #: Keyed hash of the prompt, as `hash_prompts` returns it; None without a prompt.
     prompt_hash: str | None = None
-    #: What settled the last doubt, such as "person"; None if nothing did.
+    #: What settled the last doubt, such as "person"; None if nothing did. For a job in doubt,
+    #: "charge" if the gateway's log shows that it was charged.
     proof: str | None = None
 
     def as_dict(self) -> dict[str, Any]:

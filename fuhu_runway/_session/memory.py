@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from fuhu_runway.journal import Job, JobState, Plan, hash_prompt
+from fuhu_runway.journal import CHARGE, Job, JobState, Plan, hash_prompt
 from fuhu_runway.models import usage_error
 
 
@@ -65,6 +65,12 @@ class Memory:
         now = time.time()
         done = attrs.evolve(job, state=to, task_id=task_id, accepted_at=at or now, proof=proof)
         return self.put(done, now)
+
+    async def charge(self, key: str) -> None:
+        """Record that the gateway's log shows a charge for a submission in doubt."""
+        job = self._jobs.get(key)
+        if job is not None and job.state is JobState.IN_DOUBT:
+            self._jobs[key] = attrs.evolve(job, proof=CHARGE)
 
     async def jobs(self, *states: JobState) -> list[Job]:
         """Return the submissions in these states, or all."""

@@ -24,11 +24,12 @@ from fuhu_runway._wire.refusals import CHARGED_CODES
 from fuhu_runway._wire.tables import SUBMITS, Endpoint, is_official
 from fuhu_runway.account import AccountTask, Found, KeyLog, Left, Reconciliation
 from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UnreadableReply, UsageError
-from fuhu_runway.journal import Job, JobState
+from fuhu_runway.journal import CHARGE, Job, JobState
 from fuhu_runway.models import OfficialRequest, TaskRecord, TaskState
 
 from .account import account_tasks, key_log
-from .matching import NO_PROMPT, SLACK, Listed, Reason, Records, Sent, Verdict, decide
+from .matching import Reason, Verdict, decide
+from .records import NO_PROMPT, SLACK, Charge, Listed, Records, Sent
 from .session import Session
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ MAX_LOG_READS: Final = 10
 """How often searches read the log of the key in LOG_SECONDS; gateways allow about twenty."""
 LOG_SECONDS: Final = 1200.0
 """See MAX_LOG_READS, in seconds."""
-MANY_CHARGES: Final = 500
-"""From this number on, a log may be cut off at its beginning: gateways send 1,000 rows."""
 
 KINDS: Final = {kind.__name__: (kind, endpoint) for kind, endpoint in SUBMITS.items()}
 """The journal's name for a kind of request, to its class and its endpoint."""
@@ -72,6 +71,11 @@ def _routes() -> Mapping[str, frozenset[str]]:
 ROUTES: Final = _routes()
 
 
+def _routes_of(action: str | None) -> frozenset[str]:
+    """Return the routes that a gateway's word for a kind of task may stand for."""
+    return ROUTES.get(_plain(action or ""), frozenset())
+
+
 @attrs.frozen
 class Lists:
     """The gateway's lists, as they were read."""
@@ -86,22 +90,20 @@ class Lists:
     log: KeyLog | None = None
 
     @property
-    def charges(self) -> list[float] | None:
-        """When the key was charged for a task; other programs may use it for other things."""
-        if self.log is None:
-            return None
+    def charges(self) -> list[Charge]:
+        """What the key was charged for tasks; other programs may use it for other things."""
         return [
-            one.charged_at.timestamp() for one in self.log.charges if one.charged_at and one.action
+            Charge(row.charged_at.timestamp(), row.model, _routes_of(row.action))
+            for row in (self.log.charges if self.log else ())
+            if row.charged_at and row.action
         ]
 
     @property
     def charges_since(self) -> float:
-        """The instant from which the log is known to be whole."""
-        log = self.log
-        if log is None or log.starts_at is None:
+        """The oldest row of the log: rows before it may be cut off, or of another key."""
+        if self.log is None or self.log.starts_at is None:
             return -math.inf
-        may_be_cut = log.is_cut or len(log.charges) >= MANY_CHARGES
-        return log.starts_at.timestamp() if may_be_cut else -math.inf
+        return self.log.starts_at.timestamp()
 
 
 @attrs.define(eq=False)
@@ -217,6 +219,9 @@ class Reconciler:
             if reason is not None:
                 said = _text_of(reason, verdict)
                 is_charged = reason is Reason.CHARGED
+                if verdict.charges == (1, 1) and job.proof is None:
+                    # The log may be cut off, or not be shown, when it is read next.
+                    await ledger.charge(job.key)
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
                 continue
             is_ours = await self._settle(sessions, session, job, verdict, lists.offset)
@@ -287,8 +292,8 @@ class Reconciler:
         )
         if lists.tasks is None:
             return records
-        waiting = [job for job in jobs if job.state.is_unanswered]
-        wanted = {job.prompt_hash for job in waiting}
+        waiting = [(job, _sent(job, offset)) for job in jobs if job.state.is_unanswered]
+        wanted = {job.prompt_hash for job, _ in waiting}
         rows: list[Coroutine[Any, Any, Listed]] = []
         others: list[Listed] = []
         proofs = 0 if is_search else MAX_PROOFS
@@ -300,13 +305,12 @@ class Reconciler:
                 proofs -= may_ask
             elif not is_search or not await self._has_owner(sessions, task):
                 bare = _bare(task)
-                near = [one for one in waiting if records.may_be(_sent(one, offset), bare)]
-                fitting = [one for one in near if records.fit(_sent(one, offset), bare)]
-                if near and not fitting:
-                    others.append(bare)
-                elif fitting:
-                    official = all(is_official(one.endpoint) for one in fitting)
+                fitting = [job for job, sent in waiting if records.fit(sent, bare)]
+                if fitting:
+                    official = all(is_official(job.endpoint) for job in fitting)
                     rows.append(self._row(sessions, task, wanted, is_official=official))
+                elif any(records.may_be(sent, bare) for _, sent in waiting):
+                    others.append(bare)
         return attrs.evolve(records, listed=[*await asyncio.gather(*rows), *others])
 
     async def _has_owner(self, sessions: "Sessions", task: AccountTask) -> bool:
@@ -430,13 +434,12 @@ def _sent(job: Job, offset: float) -> Sent:
         job.task_id,
         accepted_at,
         is_evidence=job.proof is None,
-        is_charged=job.code in CHARGED_CODES,
+        is_charged=job.code in CHARGED_CODES or job.proof == CHARGE,
     )
 
 
 def _bare(task: AccountTask) -> Listed:
     """Return a row of the list without its prompt."""
     at = task.submitted_at or task.created_at
-    routes = ROUTES.get(_plain(task.action or ""), frozenset())
     created_at = None if at is None else at.timestamp()
-    return Listed(task.task_id, created_at, routes, task.model)
+    return Listed(task.task_id, created_at, _routes_of(task.action), task.model)

@@ -41,6 +41,11 @@ LATE: Final = 4.0
 """Seconds after which a task is in the lists: ten times as long as the simulator takes for it."""
 ROUNDS: Final = 5
 """How often the batch is run at most: what is sent again may be lost again."""
+FRESH: Final = 3
+"""How many prompts each further round adds: nothing is proven about a submission on its own."""
+USED: Final = 11.0
+"""How long before the batch the key is used, in seconds: a log says nothing before its first row,
+and instants may differ by ten seconds."""
 CONFIG: Final = """
 points = 1e9
 
@@ -140,6 +145,8 @@ class Run:
     with_account: bool
     equal: bool
     random: Random
+    #: The task that the key was used for before.
+    earlier: str = ""
     urls: dict[str, Any] = attrs.field(factory=dict)
     report: dict[str, Any] = attrs.field(factory=dict)
 
@@ -156,6 +163,9 @@ class Run:
         """Run the batch until it is done, and count what was paid for."""
         figures, begun = Figures(), time.monotonic()
         with gateway(self.folder, seed) as self.urls:
+            async with Client(self.urls["api_key"], base_url=self.urls["base_url"]) as runway:
+                self.earlier = (await runway.generate("a foal")).id
+            await asyncio.sleep(USED)
             for key, share in ((True, AFTER), (False, BEFORE / (1 - AFTER))):
                 fault = {"kind": "Drop", "accepted": key}
                 body = {"where": "submit", "fault": fault, "times": None, "share": share}
@@ -170,6 +180,7 @@ class Run:
             for _ in range(self.kills):
                 figures.kills += await self.run_batch(self.random.uniform(0.1, 1.2))
             for figures.rounds in range(1, ROUNDS + 1):
+                self.count += FRESH * (figures.rounds > 1)
                 await self.run_batch(None)
                 jobs = await self.jobs()
                 if all(job.state is JobState.SAVED for job in jobs) or not self.with_account:
@@ -229,6 +240,7 @@ class Run:
         """Compare the journal and the files with what the gateway was paid for."""
         tasks = (await self.control("tasks"))["tasks"]
         ours = {one["task_id"]: one for one in tasks if one["key_name"] == "test_key"}
+        del ours[self.earlier]
         requests = (await self.control("requests?where=submit"))["requests"]
         jobs, wanted = await self.jobs(), Counter(prompts(self.count))
         paid = Counter(one["prompt"] for one in ours.values())

@@ -15,14 +15,16 @@ PROGRAM = Path(__file__).parents[1] / "benchmarks" / "lost_answers.py"
 
 
 @pytest.mark.timeout(600)  # processes, one after the other
-def test_no_clip_is_lost_or_paid_twice_if_answers_get_lost() -> None:
+@pytest.mark.parametrize("equal", [[], ["--equal"]], ids=["other prompts", "equal prompts"])
+def test_no_clip_is_lost_or_paid_twice_if_answers_get_lost(equal: list[str]) -> None:
     """
     Killed on the way or not, a batch with an account pays once and has every clip.
 
-    With the key alone, each doubt is reported as charged or not. The program judges this itself.
+    With the key alone, each doubt is reported as charged or not. Another program of the account
+    may send the same prompts: then a person may have to choose. The program judges this itself.
     """
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), "--number", "40", "--kills", "3"],
+        [sys.executable, str(PROGRAM), "--number", "40", "--kills", "3", *equal],
         env={**os.environ, "PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])},
         capture_output=True,
         text=True,

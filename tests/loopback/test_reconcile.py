@@ -25,7 +25,7 @@ from fuhu_runway.hooks import (
     SubmissionFound,
     SubmissionUnclaimed,
 )
-from fuhu_runway.journal import Job, JobState
+from fuhu_runway.journal import CHARGE, Job, JobState
 from fuhu_runway.testing import AccountLists, Simulator, faults
 
 pytestmark = pytest.mark.usefixtures("virtual")
@@ -47,6 +47,16 @@ async def gateway() -> AsyncIterator[Simulator]:
 def journal(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     """Return where a client records its submissions: in a file, or only in its memory."""
     return tmp_path / "journal.db" if request.param == "journal" else None
+
+
+@pytest.fixture
+async def used_key(gateway: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the key an hour ago: a log says nothing about the time before its first row."""
+    then = time.time() - 3600
+    with monkeypatch.context() as past:
+        past.setattr(time, "time", lambda: then)
+        async with quick_client(gateway) as client:
+            await client.generate("an old prompt")
 
 
 def client_of(gateway: Simulator, **changes: Any) -> Client:
@@ -207,6 +217,7 @@ async def test_closing_ends_a_search(gateway: Simulator) -> None:
     assert others() == set()
 
 
+@pytest.mark.usefixtures("used_key")
 async def test_a_search_does_not_find_its_own_submission_not_accepted(gateway: Simulator) -> None:
     """While a submission searches, nothing says that it may be sent again."""
     async with client_of(gateway) as client:
@@ -222,6 +233,7 @@ async def test_a_search_does_not_find_its_own_submission_not_accepted(gateway: S
 # Asked for
 
 
+@pytest.mark.usefixtures("used_key")
 async def test_reconcile_proves_that_a_job_was_not_accepted(
     gateway: Simulator, journal: Path | None
 ) -> None:
@@ -237,7 +249,7 @@ async def test_reconcile_proves_that_a_job_was_not_accepted(
         (settled,) = recorder.all(DoubtSettled)
         assert (settled.key, settled.task_id) == (report.not_accepted[0], None)
         assert await client.generate("a kitten", custom_id="order-7")
-    assert gateway.submitted == 2
+    assert gateway.submitted == 3
 
 
 async def test_without_another_task_nothing_is_proven(gateway: Simulator) -> None:
@@ -289,6 +301,7 @@ async def test_a_doubt_of_an_earlier_process_is_found_and_followed(
 
 
 @pytest.mark.parametrize("fault", [LOST, NEVER_SENT], ids=["accepted", "not accepted"])
+@pytest.mark.usefixtures("used_key")
 async def test_a_name_in_doubt_is_looked_up_when_it_is_used_again(
     gateway: Simulator, journal: Path | None, fault: faults.Drop
 ) -> None:
@@ -302,7 +315,7 @@ async def test_a_name_in_doubt_is_looked_up_when_it_is_used_again(
         task = await client.generate("a kitten", custom_id="order-7")
         assert task.custom_id == "order-7"
         assert await client.find("order-7") is task
-    assert gateway.submitted == 2
+    assert gateway.submitted == 3
 
 
 async def test_a_name_in_doubt_is_looked_up_once_a_minute(
@@ -366,19 +379,18 @@ async def test_a_task_of_another_program_makes_it_a_choice(gateway: Simulator) -
         assert set(left.task_ids) == {task.task_id for task in gateway.tasks}
 
 
-async def test_a_task_that_the_key_did_not_pay_for_is_not_taken(gateway: Simulator) -> None:
-    """Another key of the account made an equal task; the log of ours shows that it was not us."""
+@pytest.mark.usefixtures("used_key")
+async def test_a_task_that_the_key_did_not_pay_for_is_a_choice(gateway: Simulator) -> None:
+    """Another key of the account made an equal task, or the log lacks a row: a person chooses."""
     gateway.fault("submit", NEVER_SENT)
-    recorder = EventRecorder()
-    async with client_of(gateway, account=None, hooks=[recorder]) as client:
+    async with client_of(gateway, account=None) as client:
         await in_doubt(client)
         await client.generate("a puppy")
         async with other_program(gateway) as other:
-            await other.generate("a kitten")
+            task = await other.generate("a kitten")
         client._sessions.account = Account(gateway.access_token, gateway.user_id)
-        report = await client.reconcile()
-        assert (report.found, len(report.not_accepted), report.left) == ((), 1, ())
-    assert [event.proof for event in recorder.all(DoubtSettled)] == ["log of the key"]
+        left = await reason_left(client)
+        assert (left.reason, left.task_ids) == (Reason.UNCHARGED, (task.id,))
 
 
 async def test_a_search_does_not_take_the_task_of_another_program(gateway: Simulator) -> None:
@@ -450,6 +462,7 @@ async def test_a_gateway_without_a_log_is_asked_for_it_once(gateway: Simulator) 
     ],
     ids=["no prompts", "prompts cut off", "ids of its own", "text in text", "newest"],
 )
+@pytest.mark.usefixtures("used_key")
 async def test_the_feed_completes_what_the_list_lacks(
     gateway: Simulator, lists: AccountLists
 ) -> None:
@@ -465,7 +478,7 @@ async def test_the_feed_completes_what_the_list_lacks(
         assert await task.wait()
         await client.generate("a foal")
         assert len((await client.reconcile()).not_accepted) == 1
-    assert gateway.submitted == 3
+    assert gateway.submitted == 4
 
 
 async def test_a_feed_that_fails_proves_nothing(gateway: Simulator) -> None:
@@ -586,6 +599,7 @@ async def test_a_task_that_the_feed_does_not_know_yet(gateway: Simulator, *, own
         assert [one.task_id for one in report.found] == [gateway.tasks[0].task_id][own_ids:]
 
 
+@pytest.mark.usefixtures("used_key")
 async def test_other_tasks_of_the_account_are_not_polled(gateway: Simulator) -> None:
     """Known tasks are polled five times at most, and tasks of another kind not at all."""
     gateway.lists = AccountLists(prompts="nowhere")
@@ -636,9 +650,10 @@ async def test_a_task_without_an_owner_may_be_the_lost_one_in_other_words(
             for task_id, prompt, model in rows
         ]
         charge = {"type": 2, "created_at": then, "content": "操作 generate", "quota": 5000}
+        topped_up = {"type": 1, "created_at": then - 60}
         items = {"page": 1, "page_size": 100, "total": 2, "items": tasks}
         gateway.fault("tasks", faults.Answer(200, json.dumps({"success": True, "data": items})))
-        log = json.dumps({"success": True, "data": [charge] * is_logged})
+        log = json.dumps({"success": True, "data": [topped_up] + [charge] * is_logged})
         gateway.fault("charges", faults.Answer(200, log))
         client._sessions.account = Account(gateway.access_token, gateway.user_id)
         if is_logged:
@@ -712,6 +727,25 @@ async def test_the_log_of_the_key_shows_a_charge(gateway: Simulator, journal: Pa
     assert listings(gateway) == 0
 
 
+async def test_a_charge_is_remembered(gateway: Simulator, journal: Path | None) -> None:
+    """The log showed the charge once; later there is none, and a list that lacks the task."""
+    gateway.script("a kitten", listed_after=None)
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, journal=journal, timeouts=Timeouts()) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        assert (await reason_left(client)).is_charged
+        ledger = client._sessions.ledger
+        [job] = await ledger.jobs(JobState.IN_DOUBT)
+        assert job.proof == CHARGE
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        gateway.fault("charges", faults.html_page(), times=None)
+        assert (await reason_left(client)).is_charged
+        await ledger.resolve(job.key, accepted=False)
+        await ledger.charge(job.key)  # too late: a person has settled it
+        assert {one.proof for one in await ledger.jobs() if one.key == job.key} <= {"person"}
+
+
 async def test_the_log_of_the_key_counts_charges(gateway: Simulator) -> None:
     """One of two was charged, and the log does not say which: both stay in doubt."""
     gateway.fault("submit", LOST)
@@ -726,6 +760,7 @@ async def test_the_log_of_the_key_counts_charges(gateway: Simulator) -> None:
     ] * 2
 
 
+@pytest.mark.usefixtures("used_key")
 async def test_the_log_of_the_key_proves_that_nothing_was_charged(gateway: Simulator) -> None:
     """The log shows the known task alone: the other submission was not accepted."""
     gateway.fault("submit", NEVER_SENT)
@@ -735,6 +770,56 @@ async def test_the_log_of_the_key_proves_that_nothing_was_charged(gateway: Simul
         await client.generate("a puppy")
         assert len((await client.reconcile()).not_accepted) == 1
     assert [event.proof for event in recorder.all(DoubtSettled)] == ["log of the key"]
+
+
+@pytest.mark.usefixtures("used_key")
+async def test_every_known_job_explains_its_charge(
+    gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A job that was sent a minute before the doubt, and accepted beside it, explains its charge.
+
+    If it were left out, its charge would count as one of the doubt.
+    """
+    minute = {1: 60.0}  # the key was used once; the next one has not arrived yet
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            LoopClock, "wall", lambda _: time.time() - minute.get(gateway.submitted, 0.0)
+        )
+        async with client_of(gateway, account=None) as client:
+            await client.generate("a slow puppy")
+            gateway.fault("submit", NEVER_SENT)
+            await in_doubt(client)
+            await client.generate("a puppy")
+            assert len((await client.reconcile()).not_accepted) == 1
+
+
+async def test_nothing_is_sent_again_while_the_log_is_refused(gateway: Simulator) -> None:
+    """The list lacks the task, and the gateway does not show now whether it was paid for."""
+    gateway.script("a kitten", listed_after=None)
+    gateway.fault("submit", LOST)
+    gateway.fault("charges", faults.empty_429())
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        assert (await reason_left(client)).reason == Reason.LOG_DUE
+        assert (await reason_left(client)).is_charged
+
+
+@pytest.mark.usefixtures("used_key")
+async def test_a_log_that_is_cut_off_proves_nothing_about_the_time_before(
+    gateway: Simulator,
+) -> None:
+    """A gateway sends its last rows, refunds and errors among them: ours may be cut off."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client)
+        await client.generate("a puppy")
+        now = math.floor(time.time())
+        charge = {"type": 2, "created_at": now, "content": "操作 generate", "quota": 5000}
+        gateway.fault("charges", faults.Answer(200, json.dumps({"data": [charge]})))
+        assert (await reason_left(client)).reason == Reason.UNPROVEN
 
 
 async def test_a_log_that_is_switched_off_proves_nothing(gateway: Simulator) -> None:
@@ -770,6 +855,7 @@ async def test_a_gateway_that_says_it_charged_is_believed(gateway: Simulator) ->
 # Batches
 
 
+@pytest.mark.usefixtures("used_key")
 async def test_a_batch_settles_what_an_earlier_one_left(gateway: Simulator, tmp_path: Path) -> None:
     """Of three doubts, two are found and one is submitted again, before the first job."""
     gateway.fault("submit", LOST, times=2)
@@ -783,10 +869,11 @@ async def test_a_batch_settles_what_an_earlier_one_left(gateway: Simulator, tmp_
         ended = [outcome async for outcome in client.generate_many(prompts, in_flight=1)]
         assert [outcome.error for outcome in ended] == [None] * 4
         assert [outcome.resumed for outcome in ended] == [True, True, False, True]
-    assert gateway.submitted == 4
+    assert gateway.submitted == 5
 
 
 @pytest.mark.parametrize("named", [False, True])
+@pytest.mark.usefixtures("used_key")
 async def test_a_batch_settles_its_own_doubts_at_its_end(
     gateway: Simulator, tmp_path: Path, *, named: bool
 ) -> None:
@@ -801,7 +888,7 @@ async def test_a_batch_settles_its_own_doubts_at_its_end(
     assert all(outcome.error is None and not outcome.resumed for outcome in ended)
     assert (batch.summary.clips, batch.summary.in_doubt, batch.summary.resumed) == (5, 0, 0)
     assert len(list((tmp_path / "clips").glob("*.mp4"))) == 5
-    assert gateway.submitted == 5
+    assert gateway.submitted == 6
 
 
 async def test_a_batch_reports_what_it_cannot_settle(gateway: Simulator, tmp_path: Path) -> None:
@@ -816,6 +903,7 @@ async def test_a_batch_reports_what_it_cannot_settle(gateway: Simulator, tmp_pat
     assert {event.error for event in recorder.all(ReconciliationFailed)} == {"Unauthorized"}
 
 
+@pytest.mark.usefixtures("used_key")
 async def test_a_batch_that_was_stopped_sends_nothing_again(
     gateway: Simulator, tmp_path: Path
 ) -> None:
@@ -831,7 +919,7 @@ async def test_a_batch_that_was_stopped_sends_nothing_again(
         assert client.journal is not None
         states = [job.state for job in await client.journal.jobs()]
     assert sorted(state.value for state in states) == ["finished", "planned"]
-    assert gateway.submitted == 1
+    assert gateway.submitted == 2
 
 
 async def test_a_batch_of_a_closed_client_settles_nothing(

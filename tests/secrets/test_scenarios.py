@@ -35,6 +35,7 @@ from support.marks import (
     Evidence,
     leaky_text,
 )
+from support.media import PNG
 from support.spans import Collected
 
 from fuhu_runway import Account, CallbackReceiver, Client, Clip, Task
@@ -44,6 +45,7 @@ from fuhu_runway.errors import RunwayError
 from fuhu_runway.models import (
     ActOne,
     Aleph,
+    Gateway,
     Generation,
     ImageToVideo,
     OfficialCharacterPerformance,
@@ -60,6 +62,7 @@ from fuhu_runway.testing import DIALECTS, AccountLists, Simulator, faults
 from fuhu_runway.testing._server.cdn import Media
 from fuhu_runway.testing._server.story import Ending
 from fuhu_runway.testing.faults import PLACES, Fault, Where
+from fuhu_runway.uploads import GatewayFiles
 
 # Delays are virtual, and cost no real time.
 pytestmark = pytest.mark.usefixtures("virtual")
@@ -90,19 +93,29 @@ REQUESTS: Final[tuple[Generation, ...]] = (
 # The required arguments of functions that make faults, besides texts that may leak.
 NEEDED: Final[dict[str, dict[str, Any]]] = {
     "Answer": {"status": 418},
-    "Huge": {"megabytes": 9},
     "Slow": {"seconds": 1.0},
-    "SlowDownload": {"bytes_per_second": 1e7},
+    "SlowBody": {"bytes_per_second": 1e7},
     "Speaks": {"dialect": "mixed"},
     "error": {"status": 400},
     "known": {"name": "challenge"},
     "task_error": {"code": "no"},
+    "VideoUrl": {"url": "http://cdn..example/c.mp4"},
 }
-# Calls without a request of their own, and what makes them.
+
+
+async def upload(client: Client) -> object:
+    """Submit a request whose picture has to be uploaded first."""
+    own = Gateway("own", client.gateway.base_url, files_path="/v1/files")
+    async with Client(KEY, gateway=own, uploads=GatewayFiles(), timeouts=BRIEF) as other:
+        return await other.generate(PROMPT, image=PNG)
+
+
+# Calls that the faults of one place happen to, and what makes them.
 READS: Final[dict[str, Callable[[Client], Awaitable[object]]]] = {
     "balance": lambda client: client.balance(),
     "tasks": lambda client: client.audit(),
     "charges": lambda client: key_log(client._sessions),
+    "files": upload,
 }
 LISTS: Final = {"tasks", "charges"}
 LEAKY: Final = (
@@ -165,6 +178,7 @@ class Setup:
     evidence: Evidence
     recorder: EventRecorder
     spans: Collected
+    receiver: CallbackReceiver
 
     async def live(
         self,
@@ -268,9 +282,9 @@ async def setup(
         )
         assert gateway.api_key == key
         async with client:
-            yield Setup(gateway, client, evidence, recorder, spans)
+            yield Setup(gateway, client, evidence, recorder, spans, receiver)
             judge_files(evidence, folder)
-    found = Setup(gateway, client, evidence, recorder, spans)
+    found = Setup(gateway, client, evidence, recorder, spans, receiver)
     found.judge_events()
     evidence.thing(receiver)
     evidence.thing(client.journal)
@@ -332,6 +346,8 @@ async def _meet(
         # A response may quote the prompt of a live task.
         task = await here.client.submit(REQUESTS[0])
         text = leaky_text(task.request, f"{KEY} {TOKEN}" if place in LISTS else KEY)
+        if place == "files":  # an upload has no prompt
+            text = f"{KEY} from {IPV4} and [{IPV6}]"
         for fault in faults_with_text(text):
             if place in fault.usable_on:
                 here.gateway.fault(place, fault, times=None)
@@ -511,13 +527,11 @@ async def test_a_batch_leaks_nothing(evidence: Evidence, tmp_path: Path) -> None
 async def test_a_webhook_leaks_nothing(body: bytes, evidence: Evidence, tmp_path: Path) -> None:
     """Neither its URL nor its body is shown, whether it is right, forged or garbage."""
     async with setup(evidence, tmp_path, callbacks=None) as here:
-        receiver = here.client._sessions.receiver
-        assert receiver is not None
         here.gateway.fault("submit", faults.drop_after_accepting(), times=1)
         for request in REQUESTS:
             await here.live(request, tmp_path)
             url = here.gateway.tasks[-1].request.get("callback_url", PUBLIC_URL)
             evidence.finder.add_link(url)
-            receiver.deliver(url.rpartition("/")[2], body)
-            receiver.deliver(SECRET, body)
+            here.receiver.deliver(url.rpartition("/")[2], body)
+            here.receiver.deliver(SECRET, body)
             await asyncio.sleep(0.01)

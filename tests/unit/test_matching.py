@@ -5,17 +5,8 @@ from typing import Any
 import attrs
 import pytest
 
-from fuhu_runway._session.matching import (
-    MAX_OFFSET,
-    NO_PROMPT,
-    Listed,
-    Proof,
-    Reason,
-    Records,
-    Sent,
-    Verdict,
-    decide,
-)
+from fuhu_runway._session.matching import Proof, Reason, Verdict, decide
+from fuhu_runway._session.records import MAX_OFFSET, NO_PROMPT, Charge, Listed, Records, Sent
 
 LATE = 600.0
 """How long after it was sent a request may still be accepted, in seconds."""
@@ -29,7 +20,14 @@ PUPPY = Listed("t-puppy", 991.0, frozenset({"/pro/generate"}), "gen4", frozenset
 def records(*listed: Listed, **changes: Any) -> Records:
     """Return records that were read long after everything, with one known task that is listed."""
     settings = {"now": 5000.0, "late": LATE, "known": (KNOWN,), "listed": (PUPPY, *listed)}
+    if "charges" in changes:
+        changes["charges"] = charges(*changes["charges"])
     return Records(**{**settings, **changes})
+
+
+def charges(*instants: float, **changes: Any) -> list[Charge]:
+    """Return rows of the log that say no more than when the key was charged."""
+    return [Charge(at, **changes) for at in instants]
 
 
 def one(verdicts: list[Verdict]) -> Verdict:
@@ -334,6 +332,13 @@ def test_charges_of_another_time_are_not_counted() -> None:
     assert one(decide([DOUBT], log)).proof is Proof.LOG
 
 
+def test_a_row_tells_when_its_task_was_charged() -> None:
+    """The clocks differ by seconds: the charge of the known task is near its row."""
+    row = attrs.evolve(PUPPY, created_at=985.0)
+    early = records(listed=(row,), charges=(985.0,))
+    assert one(decide([DOUBT], early)) == Verdict("job", proof=Proof.LIST)
+
+
 def test_the_log_objects_to_a_list_that_lacks_a_charged_task() -> None:
     """The list shows every known task, but the log a further charge: it stays in doubt."""
     both = records(charges=(990.5, 1003.0))
@@ -357,14 +362,17 @@ def test_a_task_that_was_found_explains_its_charge() -> None:
     assert second == Verdict("later", proof=Proof.LIST)
 
 
-def test_a_task_that_the_key_was_not_charged_for_is_not_adopted() -> None:
-    """A task of another program with the same prompt is not ours if the key was not charged."""
-    log = records(KITTEN, charges=(990.5,))
-    assert one(decide([DOUBT], log)) == Verdict("job", proof=Proof.LOG)
-    uncharged = Verdict("job", reason=Reason.UNCHARGED, task_ids=("t-kitten",))
-    elsewhere = attrs.evolve(KNOWN, route="/pro/act_one")
-    assert one(decide([DOUBT], attrs.evolve(log, known=(elsewhere,)))) == uncharged
-    assert one(decide([DOUBT], attrs.evolve(log, now=1500.0))).reason is Reason.EARLY
+@pytest.mark.parametrize("now", [1100.0, 5000.0], ids=["early", "late"])
+def test_a_task_without_a_charge_is_neither_taken_nor_overlooked(now: float) -> None:
+    """
+    It may be another program's, or ours: gateways lose rows of the log, and write some later.
+
+    So a person decides: "not accepted" would pay for it again.
+    """
+    log = records(KITTEN, charges=(990.5,), now=now)
+    reason = Reason.EARLY if now < 1600.0 else Reason.UNCHARGED
+    ids = () if now < 1600.0 else ("t-kitten",)
+    assert one(decide([DOUBT], log)) == Verdict("job", reason=reason, task_ids=ids)
 
 
 def test_the_log_chooses_among_tasks_that_look_the_same() -> None:
@@ -411,9 +419,9 @@ def test_many_known_tasks_show_how_close_a_charge_is() -> None:
     twin = attrs.evolve(KITTEN, task_id="t-twin", created_at=1004.0)
     log = records(known=known, listed=(*rows, KITTEN, twin), charges=(*times, 1003.0))
     assert one(decide([DOUBT], log)).task == KITTEN
-    loose = attrs.evolve(log, charges=(*times[:-1], times[-1] + 1.0, 1003.0))
+    loose = attrs.evolve(log, charges=charges(*times[:-1], times[-1] + 1.0, 1003.0))
     assert one(decide([DOUBT], loose)).reason is Reason.SEVERAL
-    looser = attrs.evolve(log, charges=(*times[:-1], times[-1] + 2.0, 1003.0))
+    looser = attrs.evolve(log, charges=charges(*times[:-1], times[-1] + 2.0, 1003.0))
     assert one(decide([DOUBT], looser)).reason is Reason.SEVERAL
 
 
@@ -442,6 +450,104 @@ def test_no_task_is_taken_while_the_log_cannot_be_read() -> None:
     """The gateway has a log, which may show that the task is not ours."""
     verdict = one(decide([DOUBT], records(KITTEN, is_log_due=True)))
     assert verdict == Verdict("job", reason=Reason.LOG_DUE, task_ids=("t-kitten",))
+
+
+def test_nothing_is_sent_again_while_the_log_cannot_be_read() -> None:
+    """The list lacks a task, and the log of the key may show that it was paid for."""
+    due = records(is_log_due=True)
+    assert one(decide([DOUBT], due)) == Verdict("job", reason=Reason.LOG_DUE)
+
+
+def test_a_charge_counts_also_in_a_log_that_lacks_others() -> None:
+    """The log lacks a known charge, and has one that only the doubt explains."""
+    both = records(charges=(1003.0,))
+    assert one(decide([DOUBT], both)).reason is Reason.CHARGED
+
+
+def test_a_doubt_that_was_found_explains_one_charge_only() -> None:
+    """The list lacks the task of the second doubt, and the log has a charge for both."""
+    foal = attrs.evolve(DOUBT, key="a foal", fingerprint="foal 16:9", prompt="foal")
+    first, second = decide([DOUBT, foal], records(KITTEN, charges=(990.5, 1003.0, 1040.0)))
+    assert first.task == KITTEN
+    assert second == Verdict("a foal", reason=Reason.CHARGED, charges=(1, 1))
+
+
+def test_a_charge_of_a_clock_that_is_behind_is_not_overlooked() -> None:
+    """The charge seems to be some seconds before the request: clocks differ, and are rounded."""
+    log = records(charges=(990.5, 994.0), **LOG_ONLY)
+    assert one(decide([DOUBT], log)).reason is Reason.CHARGED
+    known = records(charges=(990.5,), **LOG_ONLY)
+    assert one(decide([DOUBT], known)).proof is Proof.LOG
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"charges_since": 990.5},
+        {"known": (attrs.evolve(KNOWN, model="act_two"),)},
+        {"known": (attrs.evolve(KNOWN, route="/pro/act_one"),)},
+        {"known": (attrs.evolve(KNOWN, is_evidence=False),)},
+        {"known": (attrs.evolve(KNOWN, sent_at=300.0, accepted_at=301.0),), "charges": (301.0,)},
+    ],
+    ids=["too short", "another model", "another kind", "found by the list", "another time"],
+)
+def test_a_log_proves_nothing_without_a_charge_like_it(changes: dict[str, Any]) -> None:
+    """A log without rows, or without one of the same kind and model, may lack ours."""
+    log = records(**{"charges": (990.5,), **LOG_ONLY, **changes})
+    assert one(decide([DOUBT], log)).reason is Reason.UNPROVEN
+
+
+def test_a_known_task_of_another_model_does_not_explain_a_charge_away() -> None:
+    """
+    A gateway logs the other model when its task ends, so the charge beside it is the doubt's.
+
+    If the log names the models, it shows which charge is for which task.
+    """
+    other = attrs.evolve(KNOWN, key="2", model="gen3", task_id="t-2", sent_at=999.0)
+    other = attrs.evolve(other, accepted_at=1004.0)
+    log = records(known=(KNOWN, other), charges=(990.5, 1003.0), **LOG_ONLY)
+    assert one(decide([DOUBT], log)).reason is Reason.UNPROVEN
+    mine, theirs = charges(990.5, model="gen4"), charges(1003.0, model="gen3")
+    assert one(decide([DOUBT], attrs.evolve(log, charges=[*mine, *theirs]))).proof is Proof.LOG
+    theirs = charges(1003.0, routes=frozenset({"/pro/act_one"}))
+    assert one(decide([DOUBT], attrs.evolve(log, charges=[*mine, *theirs]))).proof is Proof.LOG
+
+
+def test_an_uncharged_task_of_an_equal_doubt_forbids_not_accepted() -> None:
+    """The later of two equal doubts may have the task without a charge, which is older."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1100.0)
+    second = attrs.evolve(KITTEN, task_id="t-second", created_at=1103.0)
+    verdicts = decide([DOUBT, later], records(KITTEN, second, charges=(990.5, 1103.0)))
+    assert verdicts[0].task == second
+    assert verdicts[1] == Verdict("later", reason=Reason.UNCHARGED, task_ids=("t-kitten",))
+
+
+def test_an_uncertain_task_of_an_equal_doubt_forbids_not_accepted() -> None:
+    """The older kitten may have the charge of its second, or a puppy has; it may be the later's."""
+    later = attrs.evolve(DOUBT, key="later", sent_at=1100.0)
+    puppy = attrs.evolve(DOUBT, key="puppy", fingerprint="puppy 16:9", prompt="puppy")
+    second = attrs.evolve(KITTEN, task_id="t-second", created_at=1103.0)
+    other = attrs.evolve(PUPPY, task_id="t-other", created_at=1003.0)
+    log = records(KITTEN, second, other, charges=(990.5, 1003.0, 1103.0))
+    first, last, _ = decide([DOUBT, later, puppy], log)
+    assert first.task == second
+    assert last == Verdict("later", reason=Reason.UNCLEAR, task_ids=("t-kitten",))
+
+
+def test_a_charge_that_may_be_missing_is_no_proof() -> None:
+    """The only known task like it was accepted a moment ago, so its own charge may be missing."""
+    fresh = attrs.evolve(KNOWN, sent_at=1598.0, accepted_at=1601.0)
+    other = attrs.evolve(KNOWN, key="2", route="/pro/act_one", task_id="t-2")
+    log = records(known=(other, fresh), charges=(990.5,), now=1602.0, **LOG_ONLY)
+    assert one(decide([DOUBT], log)).reason is Reason.UNPROVEN
+
+
+def test_a_log_need_not_show_what_is_older_than_its_first_row() -> None:
+    """Gateways send the last thousand rows: known tasks from before are not missed."""
+    old = attrs.evolve(KNOWN, key="old", task_id="t-old", sent_at=700.0, accepted_at=701.0)
+    log = records(known=(old, KNOWN), charges=(985.0, 990.5), charges_since=985.0, **LOG_ONLY)
+    assert one(decide([DOUBT], log)).proof is Proof.LOG
+    assert one(decide([DOUBT], attrs.evolve(log, charges_since=600.0))).reason is Reason.UNPROVEN
 
 
 def test_charges_are_told_apart_by_time() -> None:

@@ -1,0 +1,340 @@
+"""
+What the gateway and the journal say about submissions, and what follows from comparing both.
+
+Pure. Instants are Unix seconds of the gateway's clock.
+"""
+
+import enum
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import cached_property
+from typing import Final
+
+import attrs
+
+from .charges import Span, Stretch, assigned, stretches
+
+SLACK: Final = 10.0
+"""
+How far instants of two sources may differ, in seconds.
+
+Both are rounded, one is corrected, and a gateway may be several machines. If more, tasks of earlier
+submissions fit; if less, our own task or its charge may be overlooked.
+"""
+MAX_OFFSET: Final = 900.0
+"""The largest difference of the clocks that is corrected, in seconds; more is a fault."""
+SECOND: Final = 2.0
+"""
+How far the charge of a known task may be from its own instants, in seconds; both are rounded.
+
+If more, charges of more submissions are counted together.
+"""
+SETTLED: Final = 5.0
+"""
+How long both lists are waited for after a task was accepted, in seconds.
+
+If it is shorter, a task of another program may be listed before ours is.
+"""
+MANY: Final = 20
+"""
+How many known tasks show how close to its row a charge is.
+
+With fewer, the closeness of all of them may be chance.
+"""
+NO_PROMPT: Final = ""
+"""The prompt of a request of a kind that has none."""
+
+
+@attrs.frozen
+class Sent:
+    """A submission that was sent: in doubt, in flight, or known to be accepted."""
+
+    key: str
+    #: The route that it was sent to, such as "/pro/generate".
+    route: str
+    #: Equal requests have the same one.
+    fingerprint: str
+    sent_at: float
+    model: str | None = None
+    #: A hash of the prompt; None if it was not recorded.
+    prompt: str | None = None
+    #: Its task; if it is in doubt, the one that a damaged response named.
+    task_id: str | None = None
+    accepted_at: float | None = None
+    #: Whether its own response named its task, so that a list that shows it proves something.
+    is_evidence: bool = True
+    #: Whether the gateway itself reported that it charged for it, and no task.
+    is_charged: bool = False
+
+    @property
+    def answered(self) -> Span:
+        """When it was charged, by its own instants."""
+        return self.sent_at - SECOND, (self.accepted_at or self.sent_at) + SECOND
+
+
+@attrs.frozen
+class Listed:
+    """One row of the gateway's list of tasks; what is not known fits anything."""
+
+    task_id: str
+    created_at: float | None = None
+    #: The routes that its kind may stand for; empty if the kind is not known.
+    routes: frozenset[str] = frozenset()
+    model: str | None = None
+    #: Hashes of the prompt as the list and the feed show it; empty if neither does yet.
+    prompts: frozenset[str] = frozenset()
+
+
+@attrs.frozen
+class Charge:
+    """One row of the log of the key; what is not known fits anything."""
+
+    charged_at: float
+    model: str | None = None
+    #: The routes that its kind may stand for; empty if the kind is not known.
+    routes: frozenset[str] = frozenset()
+
+
+class Fit(enum.IntEnum):
+    """How well a task fits a submission."""
+
+    NO = 0
+    MAYBE = 1
+    YES = 2
+
+
+class Paid(enum.Enum):
+    """Whether the key was charged for a task, as far as the log shows it."""
+
+    NO = enum.auto()
+    MAYBE = enum.auto()
+    YES = enum.auto()
+
+
+@attrs.define(eq=False, slots=False)
+class Records:
+    """What the gateway and the journal say, as of one moment."""
+
+    #: The instant at which the records were read.
+    now: float
+    #: How long after it was sent a request may still be accepted and listed, in seconds.
+    late: float
+    #: Submissions that were accepted.
+    known: Sequence[Sent] = ()
+    #: Further tasks that have an owner, such as those that a person adopted.
+    taken: AbstractSet[str] = frozenset()
+    #: Submissions without a response so far.
+    in_flight: Sequence[Sent] = ()
+    #: The gateway's list of tasks; None if it was not read.
+    listed: Sequence[Listed] | None = None
+    #: The instant from which it was read.
+    since: float = 0.0
+    #: Whether all of it was read.
+    is_complete: bool = True
+    #: What the key was charged; empty if the log was not read.
+    charges: Sequence[Charge] = ()
+    #: The oldest row of the log: it says nothing about the time before, which may be cut off.
+    charges_since: float = -math.inf
+    #: Whether the gateway has a log, and did not show it now.
+    is_log_due: bool = False
+    #: How far the gateway's clock is ahead of this machine's, in seconds.
+    offset: float = 0.0
+
+    # The list
+
+    @cached_property
+    def rows(self) -> Mapping[str, Listed]:
+        """The list by id; the pages of a list that grows meanwhile show some rows twice."""
+        return {row.task_id: row for row in self.listed or ()}
+
+    @cached_property
+    def free(self) -> Sequence[Listed]:
+        """The listed tasks without an owner."""
+        taken = self.taken | {one.task_id for one in self.known}
+        return [row for row in self.rows.values() if row.task_id not in taken]
+
+    def may_be(self, sent: Sent, row: Listed) -> bool:
+        """Whether kind and time allow a task, whatever its model and its prompt seem to be."""
+        is_near = row.created_at is None or (
+            sent.sent_at - SLACK <= row.created_at <= sent.sent_at + self.late + SLACK
+        )
+        return is_near and (not row.routes or sent.route in row.routes)
+
+    def fit(self, sent: Sent, row: Listed) -> Fit:
+        """Compare kind, model, time and prompt."""
+        is_model = None in {row.model, sent.model} or row.model == sent.model
+        if not is_model or not self.may_be(sent, row):
+            return Fit.NO
+        if sent.prompt is None:
+            return Fit.MAYBE
+        if sent.prompt == NO_PROMPT:
+            is_bare = Fit.YES if row.routes else Fit.MAYBE
+            return Fit.NO if row.prompts else is_bare
+        if not row.prompts:
+            return Fit.MAYBE
+        return Fit.YES if sent.prompt in row.prompts else Fit.NO
+
+    def reaches(self, doubt: Sent) -> bool:
+        """Whether the list was read, and from before a submission was sent."""
+        return self.listed is not None and doubt.sent_at - SLACK >= self.since
+
+    def shows_all_like(self, doubt: Sent) -> bool:
+        """Whether the list shows every known task of the same kind and time, and its prompt."""
+        start, end = doubt.sent_at - self.late, doubt.sent_at + self.late
+        alike = [
+            one
+            for one in self.known
+            if one.is_evidence
+            and one.route == doubt.route
+            and start <= one.sent_at
+            and (one.accepted_at or one.sent_at) <= end
+        ]
+        rows = [self.rows.get(one.task_id or "") for one in alike]
+        fits = {
+            Fit.NO if row is None else self.fit(one, row)
+            for one, row in zip(alike, rows, strict=True)
+        }
+        # Prompts may be shown late, or be too many to look up: one shows that they can be compared.
+        return Fit.YES in fits and Fit.NO not in fits
+
+    def is_recent(self, instant: float) -> bool:
+        """Whether rows of the list and of the log from then may still be missing."""
+        return self.now < instant + min(SETTLED, self.late / 10)
+
+    @cached_property
+    def is_clock_wrong(self) -> bool:
+        """Whether the clocks differ too much, or a known task is listed at an impossible time."""
+        if abs(self.offset) > MAX_OFFSET:
+            return True
+        return any(
+            not one.sent_at - SLACK <= row.created_at <= one.accepted_at + self.late + SLACK
+            for one in self.known
+            if (row := self.rows.get(one.task_id or ""))
+            and one.is_evidence
+            and row.created_at is not None
+            and one.accepted_at is not None
+        )
+
+    # The log of the key
+
+    @cached_property
+    def instants(self) -> Sequence[float]:
+        """When the key was charged, the earliest first."""
+        return sorted(charge.charged_at for charge in self.charges)
+
+    def must_show(self, known: Sent) -> bool:
+        """Whether the log, if it is complete, has the charge of an accepted submission."""
+        start, _ = known.answered
+        is_late = self.is_recent(known.accepted_at or known.sent_at)
+        return start >= self.charges_since and not is_late
+
+    @cached_property
+    def logged(self) -> Sequence[Sent]:
+        """The accepted submissions whose charges the log must show."""
+        return [one for one in self.known if self.must_show(one)]
+
+    @cached_property
+    def unlogged(self) -> Sequence[Span]:
+        """When the other accepted submissions were charged, which the log may show."""
+        return [self.charged(one) for one in self.known if not self.must_show(one)]
+
+    def charged(self, known: Sent) -> Span:
+        """Return when an accepted submission was charged, by its own instants and by its row."""
+        start, end = known.answered
+        row = self.rows.get(known.task_id or "")
+        if row is None or row.created_at is None:
+            return start, end
+        return min(start, row.created_at - SECOND), max(end, row.created_at + SECOND)
+
+    def window(self, sent: Sent, slack: float) -> Span:
+        """Return when a submission without a response may have been charged."""
+        return sent.sent_at - slack, sent.sent_at + self.late + slack
+
+    def periods(self, absent: Iterable[Sent], left: Iterable[Sent]) -> Mapping[str, Stretch]:
+        """
+        Return the charges around each submission that no task fits.
+
+        Known ones explain a charge; those *left* in doubt may explain one. The window of an absent
+        one is wide and that of others is narrow, so that no charge that may be its own is
+        overlooked.
+        """
+        others = [*left, *self.in_flight]
+        return stretches(
+            map(self.charged, self.logged),
+            {one.key: self.window(one, SLACK) for one in absent},
+            self.instants,
+            rivals=[*self.unlogged, *(self.window(one, SECOND) for one in others)],
+            back=self.late,
+        )
+
+    def was_not_charged(
+        self, doubt: Sent, period: Stretch, models: AbstractSet[str | None]
+    ) -> bool:
+        """
+        Whether the log would show a charge for a submission, if it had been accepted, and does not.
+
+        It must begin before the submission was sent, show every known task of its *period*, and
+        one of the same kind and model. Only those explain charges here: gateways log some kinds and
+        models later than others, or not at all. A charge that names another of the *models* that
+        were requested is for that one.
+        """
+        window = self.window(doubt, SLACK)
+        alike = [one for one in self.logged if (one.route, one.model) == (doubt.route, doubt.model)]
+        others = models - {doubt.model}
+        instants = sorted(
+            charge.charged_at
+            for charge in self.charges
+            if charge.model not in others and doubt.route in (charge.routes or {doubt.route})
+        )
+        known, claim = map(self.charged, alike), {doubt.key: window}
+        own = stretches(known, claim, instants, back=self.late)[doubt.key]
+        is_shown = any(
+            one.is_evidence and period.start <= one.sent_at <= period.end for one in alike
+        )
+        is_logged = window[0] >= self.charges_since and period.is_whole and own.is_whole
+        return is_shown and is_logged and not own.can_be(doubt.key)
+
+    def paid(self, rows: Iterable[Listed], apart: float) -> Mapping[str, Paid]:
+        """
+        Return whether the key was charged for each task, *apart* seconds from its row at most.
+
+        Tasks that the log says nothing about are left out.
+        """
+        claims = {
+            row.task_id: (row.created_at - apart, row.created_at + apart)
+            for row in rows
+            if row.created_at is not None and row.created_at + apart >= self.charges_since
+        }
+        known = self.by_row(self.logged, apart)
+        near = stretches(known, claims, self.instants, rivals=self.unlogged)
+        wide = stretches(known, claims, self.instants, back=self.late)
+        paid = dict[str, Paid]()
+        for key, one in near.items() if self.charges else ():
+            if wide[key].is_whole and not one.can_be(key):
+                paid[key] = Paid.NO
+            elif wide[key].is_whole and one.must_be(key):
+                paid[key] = Paid.YES
+            elif wide[key].is_whole or wide[key].shown:
+                paid[key] = Paid.MAYBE
+            # Else it is switched off, or of another kind: it shows none of the known tasks.
+        return paid
+
+    def by_row(self, known: Iterable[Sent], apart: float) -> list[Span]:
+        """Return when accepted submissions were charged, by the rows of their tasks."""
+        rows = [(one, self.rows.get(one.task_id or "")) for one in known]
+        return [
+            one.answered
+            if row is None or row.created_at is None
+            else (row.created_at - apart, row.created_at + apart)
+            for one, row in rows
+        ]
+
+    @cached_property
+    def apart(self) -> float:
+        """How far a charge may be from the row of its task, as many known tasks show it."""
+        known = [one for one in self.logged if one.task_id in self.rows]
+        for apart in (0.0, SECOND / 2) if len(known) >= MANY else ():
+            if assigned(self.by_row(known, apart), self.instants) == len(known):
+                return apart
+        return SECOND
