@@ -23,7 +23,7 @@ import attrs
 import yarl
 from aiohttp.client_proto import ResponseHandler
 
-from fuhu_runway._clock import Clock
+from fuhu_runway._clock import Clock, LoopClock, Timer
 from fuhu_runway._redact import redact
 from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.decode import salvaged
@@ -88,8 +88,10 @@ class Transport:
             connect=timeouts.connect if session is None else None,
         )
         self._paid_timeout = timeout(total=timeouts.total, sock_read=timeouts.read)
-        # A free request can be sent again, and a limit for each read would cost a timer each.
-        self._free_timeout = timeout(total=timeouts.read)
+        # A free request can be sent again, so that it needs no limit for each read.
+        self._free_timeout = timeout(total=None)
+        # Over the loop's own time, as the other timeouts are.
+        self._deadlines = Deadlines(timeouts.read, LoopClock())
         # A download may take long, so only the connection and each pause have a limit.
         self._stream_timeout = timeout(total=None, sock_read=timeouts.read)
         self._retry = retry
@@ -222,29 +224,33 @@ class Transport:
         body, arrived = bytearray(), bytearray()
         if is_paid:
             _ARRIVED.set(arrived)
+        scope = asyncio.timeout(None)
         try:
-            response = await session.request(
-                request.endpoint.verb,
-                request.url,
-                data=sent,
-                headers=request.headers,
-                timeout=self._paid_timeout if is_long else self._free_timeout,
-                proxy=proxy,
-                allow_redirects=False,
-                # A borrowed session may raise, and the gateway's own message would be lost.
-                raise_for_status=False,
-                # A wrong Content-Encoding would lose the response; compressed bytes show it.
-                auto_decompress=False,
-            )
-            try:
-                # Usually the whole body arrives at once, and no further read is needed.
-                while not response.content.at_eof() and len(body) <= MAX_ANSWER_BYTES:
-                    body += await response.content.readany()
-            finally:
-                # At the end of its body it has closed itself. `async with` would do that again,
-                # which costs CPU at each poll.
-                if not response.closed:
-                    response.close()
+            async with scope:
+                if not is_long:
+                    self._deadlines.add(scope)
+                response = await session.request(
+                    request.endpoint.verb,
+                    request.url,
+                    data=sent,
+                    headers=request.headers,
+                    timeout=self._paid_timeout if is_long else self._free_timeout,
+                    proxy=proxy,
+                    allow_redirects=False,
+                    # A borrowed session may raise, and the gateway's own message would be lost.
+                    raise_for_status=False,
+                    # A wrong Content-Encoding would lose the response; compressed bytes show it.
+                    auto_decompress=False,
+                )
+                try:
+                    # Usually the whole body arrives at once, and no further read is needed.
+                    while not response.content.at_eof() and len(body) <= MAX_ANSWER_BYTES:
+                        body += await response.content.readany()
+                finally:
+                    # At the end of its body it has closed itself. `async with` would do that again,
+                    # which costs CPU at each poll.
+                    if not response.closed:
+                        response.close()
             is_cut = len(body) > MAX_ANSWER_BYTES
             if is_cut:
                 del body[MAX_CUT_BYTES:]
@@ -262,6 +268,8 @@ class Transport:
             # Its text may quote addresses, and its frames hold the key and the body.
             said = f"{type(exc).__name__}: {redact(str(exc), request.secrets)}"
             return failure, TransportCause(said)
+        finally:
+            self._deadlines.discard(scope)
 
     def _proxy(self, url: str) -> str | None:
         """Return the proxy for *url*; a borrowed session has its own settings."""
@@ -349,6 +357,48 @@ class Transport:
             if self._borrowed is None:
                 await self._free.close()
                 await self._paid.close()
+
+
+class Deadlines:
+    """
+    End blocks of `asyncio.timeout`, each *seconds* after it was added, over one timer for all.
+
+    A timer for each request would take a twentieth of the CPU of a poll.
+    """
+
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        #: In order of their ends, since all of them have the same time.
+        self._ends: dict[asyncio.Timeout, float] = {}
+        self._timer: Timer | None = None
+        self._timer_at = 0.0
+
+    def add(self, scope: asyncio.Timeout) -> None:
+        """End the block *scope*, which was entered, when its time is over."""
+        self._ends[scope] = ends_at = self._clock.now() + self._seconds
+        if self._timer is None:
+            self._arm(ends_at)
+
+    def discard(self, scope: asyncio.Timeout) -> None:
+        """Forget a block that is over, and the timer with the last one."""
+        self._ends.pop(scope, None)
+        if self._timer is not None and not self._ends:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, at: float) -> None:
+        self._timer, self._timer_at = self._clock.call_at(at, self._fire), at
+
+    def _fire(self) -> None:
+        self._timer = None
+        now = max(self._clock.now(), self._timer_at)  # loops call a little early
+        for scope, ends_at in list(self._ends.items()):
+            if ends_at > now:
+                self._arm(ends_at)
+                break
+            del self._ends[scope]
+            scope.reschedule(asyncio.get_running_loop().time())
 
 
 @attrs.define(eq=False)

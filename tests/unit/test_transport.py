@@ -2,7 +2,7 @@ import asyncio
 import gzip
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -20,6 +20,7 @@ from fuhu_runway._http.transport import (
     MAX_ANSWER_BYTES,
     MAX_CUT_BYTES,
     Body,
+    Deadlines,
     StreamBroken,
     Transport,
 )
@@ -720,6 +721,44 @@ async def test_refusals_in_a_row_hold_everything(make: Make, clock: ManualClock)
             with pytest.raises(RateLimited):
                 await transport.once(free(server.url), read_task)
         assert transport._limiter.pace.ready_at(clock.now()) == clock.now() + 3
+
+
+# The time of free requests
+
+
+async def test_one_timer_ends_each_request_when_its_own_time_is_over(clock: ManualClock) -> None:
+    """Requests that begin at different times end at different times, over one timer."""
+    deadlines, ended = Deadlines(10.0, clock), dict[str, float]()
+
+    async def run(name: str) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as scope:
+                deadlines.add(scope)
+                await asyncio.Event().wait()
+        ended[name] = clock.now()
+
+    began = clock.now()
+    first = asyncio.ensure_future(run("first"))
+    await clock.advance(4)
+    second = asyncio.ensure_future(run("second"))
+    await settle()
+    assert clock.timers == [began + 10]
+    await clock.advance(20)
+    await asyncio.gather(first, second)
+    assert ended == {"first": began + 10, "second": began + 14}
+    assert clock.timers == []
+
+
+async def test_no_timer_is_left_with_the_last_request(clock: ManualClock) -> None:
+    """A request that ends in time leaves the timer to the others, and the last one stops it."""
+    deadlines = Deadlines(10.0, clock)
+    first, second = asyncio.timeout(None), asyncio.timeout(None)
+    deadlines.add(first)
+    deadlines.add(second)
+    deadlines.discard(first)
+    assert clock.timers == [clock.now() + 10]
+    deadlines.discard(second)
+    assert clock.timers == []
 
 
 async def test_closing_ends_the_pause_before_a_retry(make: Make) -> None:
