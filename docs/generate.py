@@ -22,7 +22,7 @@ import attrs
 from cyclopts import App, Argument
 from sphinx.pycode import ModuleAnalyzer
 
-from fuhu_runway import callbacks, errors, hooks
+from fuhu_runway import _addresses, callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
 from fuhu_runway._http.retry import MAY_REPEAT, ladder
 from fuhu_runway._journal.schema import MIGRATIONS, SCHEMA
@@ -183,10 +183,10 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "unknown": "Entries that would be sent and whose cost is unknown.",
     },
     "A fleet in JSON": {
-        "workers": "For each worker, `id`, `silent` (seconds since its last sign of life) and "
+        "workers": "For each worker, `id`, `heartbeat_age` (seconds since its last heartbeat) and "
         "`jobs` (how many it has).",
         "ready": "Jobs that wait for a worker.",
-        "later": "Jobs that wait for another attempt.",
+        "scheduled": "Jobs that wait for another attempt.",
         "running": "Jobs that a worker has.",
         "jobs": "Number of jobs in the journal, by state; a job that no worker has begun is not "
         "in it.",
@@ -384,7 +384,7 @@ def endpoints() -> str:
 
 
 def _method(row: facts.Endpoint) -> str:
-    home = "official.Official" if row.method.startswith("official.") else "Client"
+    home = "endpoints.Official" if row.method.startswith("official.") else "Client"
     return api(f"{home}.{row.method.rpartition('.')[2]}", "meth")
 
 
@@ -756,8 +756,8 @@ def callback_numbers() -> str:
             ("largest body", f"{callbacks.MAX_BODY_BYTES // 1024} KiB"),
             ("time limit for receiving a body", f"{callbacks.READ_TIMEOUT:g} s"),
             ("bodies received at once", f"{callbacks.READ_AT_ONCE}"),
-            ("addresses kept in memory", f"{callbacks.REMEMBERED:,}"),
-            ("random part of an address", f"{callbacks.SEAL_BYTES * 8} bits"),
+            ("addresses kept in memory", f"{_addresses.REMEMBERED:,}"),
+            ("random part of an address", f"{_addresses.SIGNATURE_BYTES * 8} bits"),
             ("polls of one task that webhooks may cause", f"one in {poller.WEBHOOK_EVERY:g} s"),
             ("polls of a task while webhooks are relied on", f"one in {callbacks.SAFETY_NET:g} s"),
             (
@@ -789,13 +789,8 @@ def hook_events() -> str:
 
 def simulated_dialects() -> str:
     """Return one line for each dialect that the simulator speaks."""
-    return table(
-        ("Name", "What it is"),
-        (
-            (code(name), (inspect.getdoc(tell) or "").partition("\n")[0])
-            for name, tell in SIMULATED_DIALECTS.items()
-        ),
-    )
+    rows = ((code(name), one.help) for name, one in SIMULATED_DIALECTS.items())
+    return table(("Name", "What it is"), rows)
 
 
 def simulated_shapes() -> str:
@@ -811,7 +806,9 @@ def known_answers() -> str:
             (
                 f"{code(name)}{', after the task was made and paid for' * one.accepted}",
                 str(one.status),
-                code(one.body.replace("\n", "").replace("|", "\\|")[:60]) if one.body else "empty",
+                code("".join(one.body.splitlines()).replace("|", "\\|")[:60])
+                if one.body
+                else "empty",
             )
             for name, one in KNOWN.items()
         ),

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from ._wire.tables import GATEWAYS
     from .account import Account
     from .background import BackgroundJob
-    from .batch import Batch, Item, Outcome, Summary
+    from .batch import Batch
     from .callbacks import CallbackReceiver
     from .client import Client
     from .downloads import Progress
     from .errors import RunwayError
+    from .items import Item, Outcome, Summary
     from .journal import Journal
     from .models import (
         ActOne,
@@ -105,12 +106,12 @@ _HOMES = {
     "Client": "client",
     "Clip": "task",
     "GatewayFiles": "uploads",
-    "Item": "batch",
+    "Item": "items",
     "Journal": "journal",
-    "Outcome": "batch",
+    "Outcome": "items",
     "Progress": "downloads",
     "RunwayError": "errors",
-    "Summary": "batch",
+    "Summary": "items",
     "Task": "task",
     "safe_name": "paths",
 }

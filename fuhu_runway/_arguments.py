@@ -12,20 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import attrs
 
-from ._media import Media
 from ._urls import is_reachable_address, is_web_address
 from ._wire.tables import GATEWAYS, NOWHERE
 from .account import Account, AccountTask
 from .journal import BaseJournal
 from .models import (
     Gateway,
-    Generation,
-    ImageToVideo,
     Limits,
-    MotionVector,
     PollPolicy,
     RetryPolicy,
-    TextToVideo,
     Timeouts,
     usage_error,
 )
@@ -135,6 +130,7 @@ ARGUMENTS: Final[Mapping[str, Rule]] = {
         lambda value: _is_amount(value) and value is not None,
         "a number of seconds, at least 0",
     ),
+    "replace_key": _FLAG,
     # of tasks
     "timeout": (_is_amount, "a number of seconds, at least 0, or None"),
     "on_update": _FUNCTION,
@@ -265,37 +261,3 @@ def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
                 "Use scheme and host, such as https://api.fuhuapi.com.",
             )
     return attrs.evolve(row, base_url=url, quota_url=quota_url)
-
-
-def prompted(
-    prompt: str,
-    *,
-    image: Media | None = None,
-    last_image: Media | None = None,
-    image_as_end_frame: bool = False,
-    flip: bool = False,
-    motion: MotionVector | None = None,
-    extra: dict[str, Any] | None = None,
-    **common: Any,
-) -> Generation:
-    """Return the request for a prompt, with a picture or without."""
-    common |= {
-        "motion": MotionVector() if motion is None else motion,
-        "extra": {} if extra is None else extra,
-    }
-    if image is not None:
-        return ImageToVideo(
-            prompt,
-            image,
-            last_image=last_image,
-            image_as_end_frame=image_as_end_frame,
-            flip=flip,
-            **common,
-        )
-    if last_image is not None or image_as_end_frame or flip:
-        raise usage_error(
-            "image",
-            "last_image, image_as_end_frame and flip need an image.",
-            "Pass the image, or leave them out: this would be charged as text to video.",
-        )
-    return TextToVideo(prompt, **common)

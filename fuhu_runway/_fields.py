@@ -154,9 +154,9 @@ def official_path(value: Any) -> str:
     return path[1]
 
 
-def extra_fields(extra: Mapping[str, Any]) -> Mapping[str, Any]:
+def extra_fields(extra: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Return a copy of fields for the body of a request, which the caller cannot change."""
-    return _json_object("extra", extra)
+    return _json_object("extra", {} if extra is None else extra)
 
 
 def whole_body(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from .journal import Plan
 from .models import usage_error
 from .paths import beside, saved_place
 from .task import Clip, saved_beside
-from .uploads import ClipStore, StoreFault
+from .uploads import ClipStore, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,15 +82,15 @@ class Bucket(Place):
 
     async def open(self) -> None:
         try:
-            await self.store.check_clips()
-        except StoreFault as fault:
+            await self.store.check_access()
+        except StoreError as fault:
             raise _unusable(fault) from None
 
     async def check(self, name: str, plan: Plan, *, overwrite: bool) -> None:
         try:
             if overwrite or await self.store.clip_size(name) is None:
                 return
-        except StoreFault as fault:
+        except StoreError as fault:
             raise _unusable(fault) from None
         # The text before the mark is the prompt.
         mark = plan.key[:MARK_LENGTH]
@@ -106,7 +106,7 @@ class Bucket(Place):
             for place in (name, beside(Path(name), task_id).name):
                 if size is not None and await self.store.clip_size(place) == size:
                     return {"object_url": self.store.clip_url(place)}
-        except StoreFault as fault:
+        except StoreError as fault:
             raise _incomplete(fault, task_id) from None
         return None
 
@@ -121,14 +121,14 @@ class Bucket(Place):
                         return  # another worker put it there, or one that was killed right after
                     place = beside(Path(name), clip.id).name
                 await self.store.put_clip(place, file)
-            except StoreFault as fault:
+            except StoreError as fault:
                 raise _incomplete(fault, clip.id) from None
 
         try:
             folder = tempfile.TemporaryDirectory(prefix="fuhu-runway-", ignore_cleanup_errors=True)
         except OSError as error:
             raise _incomplete(
-                StoreFault(
+                StoreError(
                     f"There is no room for temporary files ({os.strerror(error.errno or 0)}).",
                     "Free some space, or set TMPDIR to a folder on another disk.",
                 ),
@@ -163,9 +163,9 @@ def place_of(download_to: "str | os.PathLike[str] | ClipStore | None") -> Place 
     return Bucket(download_to)
 
 
-def _unusable(fault: StoreFault) -> UsageError:
+def _unusable(fault: StoreError) -> UsageError:
     return usage_error("download_to", fault.happened, fault.advice)
 
 
-def _incomplete(fault: StoreFault, task_id: str) -> DownloadIncomplete:
+def _incomplete(fault: StoreError, task_id: str) -> DownloadIncomplete:
     return DownloadIncomplete(fault.happened, PAID_FOR, fault.advice, task_id)

@@ -1,13 +1,16 @@
 """Jobs that a client follows in the background: wait for the clip, and save it."""
 
 import asyncio
-import inspect
+import os
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
+import attrs
+
 from . import hooks as events
+from ._arguments import check
 from ._session.sessions import Sessions
 from .errors import DownloadIncomplete, RunwayError, UsageError, copied
 from .hooks import Hooks
@@ -71,10 +74,7 @@ class BackgroundJob:
         self._callers += 1
         try:
             if on_update is not None:
-                async for record in self.task.updates(timeout=timeout):
-                    reaction = on_update(record)
-                    if inspect.isawaitable(reaction):
-                        await reaction
+                await self.task.reported(on_update, timeout)
             clip = await self
         finally:
             self._callers -= 1
@@ -147,78 +147,84 @@ async def followed(
             raise failure from failure.__cause__
 
 
-async def start(
-    sessions: Sessions,
-    work: Task | Generation,
-    *,
-    path: Path | None,
-    overwrite: bool,
-    custom_id: str | None,
-    tag: str | None,
-    timeout: float | None,
-    jobs: WeakValueDictionary[str, BackgroundJob],
-    is_kept: bool,
-) -> BackgroundJob:
-    """
-    Submit *work* unless it is a task, and follow it; see `Client.start`.
+@attrs.define(eq=False)
+class BackgroundJobs:
+    """The background jobs of one client; two calls with the same name share one."""
 
-    *jobs* holds the named jobs, so that two calls with the same name share one. *is_kept* is
-    whether the job goes on if no caller waits for it, and then it retries saving for minutes.
-    """
-    if isinstance(work, Task):
-        if not work.belongs_to(sessions):
-            raise usage_error(
-                "work",
-                "The task belongs to another client.",
-                "Attach to it here: client.task(task.id).",
-            )
-        if custom_id is not None or tag is not None:
-            raise usage_error(
-                "custom_id" if tag is None else "tag",
-                "An existing task cannot be given a name or a tag.",
-                "Pass them when you submit it.",
-            )
-    shared = _running(jobs, custom_id, is_kept=is_kept)
-    if shared is not None:
-        return shared
-    session = sessions.current()
-    saved, may_be_there = None, False
-    if path is not None:
-        known = await sessions.job_named(custom_id)
-        saved, may_be_there = await asyncio.to_thread(_found, known, path, overwrite=overwrite)
-    if isinstance(work, Task):
-        task = work
-    else:
-        task = await sessions.submit(work, custom_id=custom_id, tag=tag)
-        # Two simultaneous calls with the same name share the task, and so the file as well.
-        shared = _running(jobs, custom_id, is_kept=is_kept)
+    _sessions: Sessions
+    _named: WeakValueDictionary[str, BackgroundJob] = attrs.field(
+        init=False, factory=WeakValueDictionary
+    )
+
+    async def start(
+        self,
+        work: Task | Generation,
+        *,
+        save: str | os.PathLike[str] | None,
+        overwrite: bool,
+        custom_id: str | None,
+        tag: str | None,
+        timeout: float | None,
+        is_kept: bool,
+    ) -> BackgroundJob:
+        """
+        Submit *work* unless it is a task, and follow it; see `Client.start`.
+
+        *is_kept* is whether the job goes on if no caller waits for it, and then it retries saving
+        for minutes.
+        """
+        check(save=save, overwrite=overwrite, timeout=timeout)
+        if isinstance(work, Task):
+            if not work.belongs_to(self._sessions):
+                raise usage_error(
+                    "work",
+                    "The task belongs to another client.",
+                    "Attach to it here: client.task(task.id).",
+                )
+            if custom_id is not None or tag is not None:
+                raise usage_error(
+                    "custom_id" if tag is None else "tag",
+                    "An existing task cannot be given a name or a tag.",
+                    "Pass them when you submit it.",
+                )
+        shared = self._running(custom_id, is_kept=is_kept)
         if shared is not None:
             return shared
-    file, pause = path if saved is None else None, session.transport.pause
-    following = followed(
-        task,
-        file,
-        timeout,
-        pause,
-        overwrite=overwrite,
-        is_there=may_be_there,
-        pauses=SAVE_AGAIN_AFTER if is_kept else (),
-    )
-    job = BackgroundJob(task, saved or path, session.follow(following), sessions.hooks)
-    job.is_kept = is_kept
-    if task.custom_id is not None:
-        jobs[task.custom_id] = job
-    return job
+        session = self._sessions.current()
+        path = None if save is None else Path(save)
+        saved, may_be_there = None, False
+        if path is not None:
+            known = await self._sessions.job_named(custom_id)
+            saved, may_be_there = await asyncio.to_thread(_found, known, path, overwrite=overwrite)
+        if isinstance(work, Task):
+            task = work
+        else:
+            task = await self._sessions.submit(work, custom_id=custom_id, tag=tag)
+            # Two simultaneous calls with the same name share the task, and so the file as well.
+            shared = self._running(custom_id, is_kept=is_kept)
+            if shared is not None:
+                return shared
+        following = followed(
+            task,
+            path if saved is None else None,
+            timeout,
+            session.transport.pause,
+            overwrite=overwrite,
+            is_there=may_be_there,
+            pauses=SAVE_AGAIN_AFTER if is_kept else (),
+        )
+        job = BackgroundJob(task, saved or path, session.follow(following), self._sessions.hooks)
+        job.is_kept = is_kept
+        if task.custom_id is not None:
+            self._named[task.custom_id] = job
+        return job
 
-
-def _running(
-    jobs: WeakValueDictionary[str, BackgroundJob], custom_id: str | None, *, is_kept: bool
-) -> BackgroundJob | None:
-    job = None if custom_id is None else jobs.get(custom_id)
-    if job is None or job.done():
-        return None
-    job.is_kept = job.is_kept or is_kept
-    return job
+    def _running(self, custom_id: str | None, *, is_kept: bool) -> BackgroundJob | None:
+        job = None if custom_id is None else self._named.get(custom_id)
+        if job is None or job.done():
+            return None
+        job.is_kept = job.is_kept or is_kept
+        return job
 
 
 def _found(known: Job | None, path: Path, *, overwrite: bool) -> tuple[Path | None, bool]:

@@ -1,33 +1,27 @@
 """
 The webhook receiver: find the task and the clients that a webhook belongs to.
 
-Rule 1: gateways sign nothing (api-facts 4), so the address is the signature: each task has its
-own, which cannot be guessed and is sent to the gateway only.
-Rule 2: a webhook is only a hint: it makes a poll due, and its content is never trusted.
-Rule 3: a sender that does not know an address learns nothing, and costs one response.
-Rule 4: nothing that was posted, and no address, is in a log, an event or a repr.
+Rule 1: a webhook is only a hint: it makes a poll due, and its content is never trusted.
+Rule 2: a sender that does not know an address learns nothing, and costs one response.
+Rule 3: nothing that was posted, and no address, is in a log, an event or a repr.
 """
 
 import asyncio
-import base64
-import contextvars
-import hmac
-import math
 import re
 import secrets
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
-import attrs
 from aiohttp import web
 
+from ._addresses import Addresses, Webhook
 from ._urls import is_reachable_address
 from ._wire.decode import read_callback
-from .models import Generation, TaskState, usage_error
+from .models import usage_error
 
 if TYPE_CHECKING:
     from ._session.sessions import Sessions
@@ -38,70 +32,11 @@ READ_TIMEOUT: Final = 10.0
 """How long a webhook may take to arrive, in seconds."""
 READ_AT_ONCE: Final = 100
 """How many webhooks are read at once; the others get a 503 and may be sent again."""
-REMEMBERED: Final = 20_000
-"""How many addresses are kept, the last used ones; if fewer, more are looked up in the journal."""
 SAFETY_NET: Final = 60.0
 """How often a task is polled while webhooks are relied on, in seconds."""
 MIN_SECRET_BYTES: Final = 16
 
-# Multiples of three bytes, so that base64 has no bits to spare and each token one spelling.
-NONCE_BYTES: Final = 15
-SEAL_BYTES: Final = 18
-
 _TASK_ID: Final = re.compile(r"[\w.:-]{1,200}", re.ASCII)
-
-
-@attrs.frozen
-class Webhook:
-    """The parts of a posted body that are used."""
-
-    #: The task id in it; empty if it is not valid, None if there is none.
-    task_id: str | None = None
-    state: TaskState = TaskState.UNKNOWN
-
-    @property
-    def is_end(self) -> bool:
-        """Whether the task may have ended."""
-        return self.state not in {TaskState.QUEUED, TaskState.RUNNING}
-
-
-@attrs.define(eq=False)
-class Address:
-    """Where the gateway posts the webhooks of one task, and what is known about that task."""
-
-    nonce: bytes = attrs.field(repr=False)
-    #: The client that submits; None if an earlier process made the address, or it was dropped.
-    client: "ref[Sessions] | None" = attrs.field(default=None, repr=False)
-    #: The submission, until its outcome is known.
-    request: Generation | None = attrs.field(default=None, repr=False)
-    #: The key of its job in the journal.
-    job: str | None = attrs.field(default=None, repr=False)
-    #: When it was made, in Unix seconds.
-    made_at: float = attrs.field(default=0.0, repr=False)
-    #: The caller's own name for it, and what the caller attached to it.
-    custom_id: str | None = attrs.field(default=None, repr=False)
-    tag: str | None = attrs.field(default=None, repr=False)
-    #: The context of its submission.
-    context: contextvars.Context | None = attrs.field(default=None, repr=False)
-    task_id: str | None = None
-    is_in_doubt: bool = False
-    #: Whether the task of its submission is being searched for.
-    is_sought: bool = False
-    #: The last webhook that came before the task was known.
-    early: Webhook | None = None
-    #: The earliest instant at which a webhook may start that search again.
-    next_search_at: float = attrs.field(default=-math.inf, repr=False)
-
-    @property
-    def is_strange(self) -> bool:
-        """Whether only a webhook can tell which task it belongs to."""
-        return self.client is None
-
-    def answered(self, task_id: str) -> None:
-        """Record the task that was accepted."""
-        self.task_id = task_id
-        self.is_in_doubt = False
-        self.request = None
 
 
 class CallbackReceiver:
@@ -153,13 +88,10 @@ class CallbackReceiver:
                 "safety_net", "safety_net must be a number of seconds above 0.", "Use one like 60."
             )
         self._base = str(public_url).rstrip("/")
-        self._key = key
-        #: Whether addresses are valid beyond this process.
-        self.is_lasting = secret is not None
+        self.addresses = Addresses(self._base, key, is_lasting=secret is not None)
         self.safety_net = safety_net
         #: How many responses had each HTTP status.
         self.answers: Counter[int] = Counter()
-        self._addresses: OrderedDict[bytes, Address] = OrderedDict()
         self._clients: WeakSet[Sessions] = WeakSet()
         self._lock = threading.Lock()
         self._reading = 0
@@ -194,7 +126,7 @@ class CallbackReceiver:
         if request.method != "POST":
             return web.Response(status=self._counted(405), headers={"Allow": "POST"})
         token = request.path.rpartition("/")[2]
-        if self._nonce_of(token) is None:
+        if self.addresses.nonce_in(token) is None:
             body: int | bytes = 404
         elif self._reading >= READ_AT_ONCE:
             body = 503
@@ -241,7 +173,7 @@ class CallbackReceiver:
             204 if the address is known, whatever was posted and however often; 404 if it is
             unknown; 413 if the body is too large.
         """
-        nonce = self._nonce_of(token)
+        nonce = self.addresses.nonce_in(token)
         if nonce is None:
             return self._counted(404)
         if len(body) > MAX_BODY_BYTES:
@@ -250,13 +182,12 @@ class CallbackReceiver:
         if record is not None:
             named = record.task_id if _TASK_ID.fullmatch(record.task_id) else ""
             webhook = Webhook(named, record.state)
+        # If an earlier process made it, or it was dropped, its first webhook names the task.
+        address = self.addresses.found(nonce)
+        client = None if address.client is None else address.client()
+        if client is None:
+            address.client = None
         with self._lock:
-            # If an earlier process made it, or it was dropped, its first webhook names the task.
-            address = self._addresses.get(nonce) or Address(nonce)
-            self._keep(address)
-            client = None if address.client is None else address.client()
-            if client is None:
-                address.client = None
             clients = list(self._clients) if client is None else [client]
         if not clients:
             address.early = webhook
@@ -264,93 +195,12 @@ class CallbackReceiver:
             client.receive(address, webhook)
         return self._counted(204)
 
-    # For clients
-
     def attach(self, client: "Sessions") -> None:
-        """Add a client that also gets webhooks to addresses from an earlier process."""
+        """Add a client, which also gets webhooks to addresses from an earlier process."""
         with self._lock:
             self._clients.add(client)
-
-    def address(
-        self,
-        client: "Sessions",
-        request: Generation,
-        job: str | None,
-        made_at: float,
-        *,
-        custom_id: str | None = None,
-        tag: str | None = None,
-    ) -> Address:
-        """Return a new address; a job in a journal always has the same one."""
-        address = Address(
-            *(self.nonce_of(job), ref(client), request, job, made_at, custom_id, tag),
-            context=contextvars.copy_context(),
-        )
-        with self._lock:
-            self._keep(address)
-        return address
-
-    def is_taken(self, task_id: str, besides: Address) -> bool:
-        """Return whether a task belongs to another address."""
-        with self._lock:
-            known = list(self._addresses.values())
-        return any(one.task_id == task_id and one is not besides for one in known)
-
-    def pending(self, client: "Sessions") -> list[tuple[Address, Webhook]]:
-        """Return and remove the webhooks that were posted while no client was running."""
-        found: list[tuple[Address, Webhook]] = []
-        with self._lock:
-            for address in self._addresses.values():
-                is_mine = address.client is not None and address.client() is client
-                is_lost = address.is_strange or (is_mine and address.is_in_doubt)
-                if is_lost and address.early is not None:
-                    found.append((address, address.early))
-                    address.early = None
-        return found
-
-    def url(self, address: Address) -> str:
-        """Return the URL for the gateway; a secret."""
-        return f"{self._base}/{self.token(address)}"
-
-    def token(self, address: Address) -> str:
-        """Return the last part of that URL; a secret."""
-        return self._token(address.nonce)
-
-    def nonce_of(self, job: str | None) -> bytes:
-        """
-        Return the random part of an address.
-
-        With a secret, a job's nonce is made from the job's key, so a webhook still leads to its
-        submission after a restart. The address cannot be guessed from the key.
-        """
-        if job is None or not self.is_lasting:
-            return secrets.token_bytes(NONCE_BYTES)
-        return self._sealed(b"job", job.encode("utf-8", "surrogatepass"))[:NONCE_BYTES]
-
-    def _keep(self, address: Address) -> None:
-        self._addresses[address.nonce] = address
-        self._addresses.move_to_end(address.nonce)
-        if len(self._addresses) > REMEMBERED:
-            self._addresses.popitem(last=False)
 
     def _counted(self, status: int) -> int:
         with self._lock:
             self.answers[status] += 1
         return status
-
-    def _token(self, nonce: bytes) -> str:
-        seal = self._sealed(b"address", nonce)[:SEAL_BYTES]
-        return base64.urlsafe_b64encode(nonce + seal).decode()
-
-    def _nonce_of(self, token: str) -> bytes | None:
-        """Return the nonce of a token; None if this receiver did not make it."""
-        # The same work for every token, so that the time does not reveal how close a guess is.
-        try:
-            nonce = base64.urlsafe_b64decode(token[: NONCE_BYTES * 4 // 3])
-        except ValueError:
-            nonce = bytes(NONCE_BYTES)
-        made = self._token(nonce).encode()
-        return nonce if hmac.compare_digest(made, token.encode("utf-8", "replace")) else None
-
-    def _sealed(self, purpose: bytes, content: bytes) -> bytes:
-        return hmac.digest(self._key, purpose + b"\0" + content, "sha256")

@@ -1,19 +1,15 @@
-"""`Client`: how it is made, and one short method for each endpoint."""
+"""`Client`: how it is made and closed, and what it does beyond the methods of `Endpoints`."""
 
-import asyncio
 import itertools
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 import aiohttp
 
-from . import background
 from . import hooks as events
 from ._arguments import (
     KEY_VARIABLE,
@@ -24,39 +20,33 @@ from ._arguments import (
     checked_receiver,
     checked_session,
     checked_uploads,
-    prompted,
     resolved,
 )
 from ._clock import LoopClock
 from ._guesses import METHODS, refuse_guesses
-from ._media import Media
+from ._jobs import Jobs
 from ._session import audit as audits
 from ._session.session import Settings
 from ._session.sessions import Sessions
 from ._wire.tables import NOWHERE
 from .account import Account, AccountTask, Audit, Reconciliation
-from .background import BackgroundJob
-from .batch import Batch, BatchOptions, Item, Outcome, Source
+from .background import BackgroundJob, BackgroundJobs
+from .batch import Batch, BatchOptions
+from .endpoints import Endpoints, Official, PromptOptions, prompted
 from .errors import init_without_frames, without_frames
+from .items import Item, Outcome, Source
 from .journal import BaseJournal, Job
 from .models import (
-    DEFAULT_MODEL,
     DEFAULT_WAIT,
-    ActOne,
-    Aleph,
-    Balance,
     Gateway,
     Generation,
     Limits,
-    MotionVector,
     PollPolicy,
     RetryPolicy,
     TaskRecord,
     Timeouts,
-    VideoToVideo,
     usage_error,
 )
-from .official import Official
 from .task import Clip, Task
 from .uploads import ClipStore, GatewayFiles, Uploader
 
@@ -68,22 +58,7 @@ if TYPE_CHECKING:
 _NUMBERS: Final = itertools.count(1)
 
 
-class PromptOptions(TypedDict, total=False):
-    """What `Client.run` and `Client.generate` take in addition to a prompt; see `ImageToVideo`."""
-
-    image: str | None
-    last_image: str | None
-    image_as_end_frame: bool
-    flip: bool
-    ratio: str
-    seconds: int
-    model: str
-    style: str
-    motion: MotionVector | None
-    extra: dict[str, Any] | None
-
-
-class Client:
+class Client(Endpoints):
     """
     A client of one gateway with one key: it submits, waits and saves.
 
@@ -181,7 +156,7 @@ class Client:
             account=account,
             uploads=checked_uploads(uploads, row),
         )
-        self._jobs: WeakValueDictionary[str, BackgroundJob] = WeakValueDictionary()
+        self._background = BackgroundJobs(self._sessions)
 
     def __repr__(self) -> str:
         return repr(self._sessions)
@@ -210,7 +185,7 @@ class Client:
     @property
     def official(self) -> Official:
         """The official format of the same gateway."""
-        return Official(self)
+        return Official(self._sessions)
 
     @property
     def unfinished(self) -> tuple[Task, ...]:
@@ -256,9 +231,7 @@ class Client:
         Background jobs and batches end too. The tasks go on at the gateway, and may be waited for
         again.
         """
-        session = self._sessions.by_loop.get(asyncio.get_running_loop())
-        if session is not None:
-            session.poller.abandon()
+        self._sessions.end_waits()
 
     @without_frames
     async def reconcile(self) -> Reconciliation:
@@ -268,7 +241,8 @@ class Client:
         Free, and sends nothing again. With an account, its list of tasks is read: a task that is
         the only one that fits a submission is its task, is written to the journal and appears in
         `unfinished`. A submission counts as not accepted only with proof; then it may be submitted
-        again. Without an account, the log of the key shows what was charged, but no ids.
+        again. Without an account, the log of the key shows what was charged, but no ids. If the
+        lists cannot be read, every doubt stays as it was.
 
         With a journal, every job in doubt counts; without one, those of this client. A client with
         an account does this automatically: `submit` searches for its task before it raises
@@ -278,152 +252,15 @@ class Client:
             What was found, what was not accepted, and what is still in doubt, with the reasons.
 
         Raises:
-            Unauthorized: The gateway refuses the access token; every doubt stays as it was.
-            NotFound: The gateway has no such lists; every doubt stays as it was.
-            GatewayError: It refused for another reason; every doubt stays as it was.
-            TransportError: It cannot be reached; every doubt stays as it was.
-            UnreadableReply: It sent something else; every doubt stays as it was.
+            Unauthorized: The gateway refuses the access token.
+            NotFound: The gateway has no such lists.
+            GatewayError: It refused for another reason.
+            TransportError: It cannot be reached.
+            UnreadableReply: It sent something else.
             UsageError: The client is closed.
             JournalError: The journal cannot be used.
         """
         return await self._sessions.reconcile()
-
-    # Paid calls
-
-    @without_frames
-    async def submit(
-        self, request: Generation, *, custom_id: str | None = None, tag: str | None = None
-    ) -> Task:
-        """
-        Submit a request of any kind and return its task.
-
-        Spends points as soon as the gateway accepts it. It is retried only if it provably was not
-        accepted; if that is unknown, `SubmissionInDoubt` is raised and nothing is sent again. If
-        the caller is cancelled while the request is in flight, the request goes on and its task
-        appears in `unfinished`.
-
-        Args:
-            request: What to make.
-            custom_id: Your own name for it, such as an order number. The same name is the same
-                task: a second submit under it, even at the same time, returns the first one's
-                task and sends nothing; with a journal, even after a restart.
-            tag: Your own text, passed on with the task to events, `unfinished` and the journal.
-
-        Returns:
-            The task; `await task.wait()` returns the clip.
-
-        Raises:
-            UsageError: An argument is wrong, or the client is closed; nothing was sent.
-            InvalidRequest: The gateway refused the arguments; nothing was charged.
-            Unauthorized: The key is not allowed to do this; nothing was charged.
-            OutOfCredits: There is not enough left; nothing was charged.
-            RateLimited: Refused until the retry policy gave up; nothing was charged.
-            ModelUnavailable: No channel offers the model; nothing was charged.
-            NotSent: The gateway could not be reached; nothing was charged.
-            UploadFailed: A local file could not be uploaded; nothing was charged.
-            NotFound: The gateway does not have this route; nothing was charged.
-            SubmissionInDoubt: The request was sent and its fate is unknown: this one, or an
-                earlier one under this name.
-            JournalError: The journal cannot be used; nothing was sent.
-        """
-        return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
-
-    @without_frames
-    async def generate(
-        self,
-        prompt: str,
-        *,
-        image: Media | None = None,
-        last_image: Media | None = None,
-        image_as_end_frame: bool = False,
-        flip: bool = False,
-        ratio: str = "16:9",
-        seconds: int = 10,
-        model: str = DEFAULT_MODEL,
-        style: str = "cinematic",
-        motion: MotionVector | None = None,
-        extra: dict[str, Any] | None = None,
-        custom_id: str | None = None,
-        tag: str | None = None,
-    ) -> Task:
-        """
-        Submit a prompt, or a picture and a prompt, and return the task; costs the same as `submit`.
-
-        Arguments as in `TextToVideo`, or with *image*, the first frame, as in `ImageToVideo`;
-        *last_image*, *image_as_end_frame* and *flip* need an image.
-        """
-        request = prompted(
-            prompt,
-            image=image,
-            last_image=last_image,
-            image_as_end_frame=image_as_end_frame,
-            flip=flip,
-            ratio=ratio,
-            seconds=seconds,
-            model=model,
-            style=style,
-            motion=motion,
-            extra=extra,
-        )
-        return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
-
-    @without_frames
-    async def video_to_video(
-        self,
-        video: Media,
-        prompt: str,
-        *,
-        structure_transformation: float = 0.5,
-        seconds: int | None = 5,
-        flip: bool = False,
-        model: str = DEFAULT_MODEL,
-        extra: dict[str, Any] | None = None,
-        custom_id: str | None = None,
-        tag: str | None = None,
-    ) -> Task:
-        """
-        Submit a video to be restyled; costs the same as `submit`.
-
-        Arguments as in `VideoToVideo`.
-        """
-        request = VideoToVideo(
-            video,
-            prompt,
-            structure_transformation=structure_transformation,
-            seconds=seconds,
-            flip=flip,
-            model=model,
-            extra={} if extra is None else extra,
-        )
-        return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
-
-    @without_frames
-    async def act_one(
-        self,
-        video: Media,
-        image: Media | None = None,
-        *,
-        character_video: Media | None = None,
-        motion_multiplier: int | None = None,
-        flip: bool | None = None,
-        extra: dict[str, Any] | None = None,
-        custom_id: str | None = None,
-        tag: str | None = None,
-    ) -> Task:
-        """
-        Submit a performance for a character; costs the same as `submit`.
-
-        Arguments as in `ActOne`.
-        """
-        request = ActOne(
-            video,
-            image,
-            character_video=character_video,
-            motion_multiplier=motion_multiplier,
-            flip=flip,
-            extra={} if extra is None else extra,
-        )
-        return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
     @without_frames
     async def run(
@@ -466,41 +303,17 @@ class Client:
             UsageError: An argument is wrong, or nothing can be saved there; nothing was sent.
             RunwayError: As in `submit`, `Task.wait` and `Clip.download`.
         """
-        check(save=save, overwrite=overwrite, timeout=timeout, on_update=on_update)
-        job = await background.start(
-            self._sessions,
+        check(on_update=on_update)
+        job = await self._background.start(
             _work(work, options),
-            path=None if save is None else Path(save),
+            save=save,
             overwrite=overwrite,
             custom_id=custom_id,
             tag=tag,
             timeout=timeout,
-            jobs=self._jobs,
             is_kept=False,
         )
         return await job.joined(timeout, on_update)
-
-    @without_frames
-    async def aleph(
-        self,
-        video: Media,
-        prompt: str,
-        *,
-        image: Media | None = None,
-        seconds: int = 5,
-        extra: dict[str, Any] | None = None,
-        custom_id: str | None = None,
-        tag: str | None = None,
-    ) -> Task:
-        """
-        Submit a video to be edited by Aleph; costs the same as `submit`.
-
-        Arguments as in `Aleph`.
-        """
-        request = Aleph(
-            video, prompt, image=image, seconds=seconds, extra={} if extra is None else extra
-        )
-        return await self._sessions.submit(request, custom_id=custom_id, tag=tag)
 
     async def start(
         self,
@@ -530,16 +343,13 @@ class Client:
             tag: As in `submit`.
             timeout: How long to wait for the task, in seconds; None waits without limit.
         """
-        check(save=save, overwrite=overwrite, timeout=timeout)
-        return await background.start(
-            self._sessions,
+        return await self._background.start(
             _work(work, {}),
-            path=None if save is None else Path(save),
+            save=save,
             overwrite=overwrite,
             custom_id=custom_id,
             tag=tag,
             timeout=timeout,
-            jobs=self._jobs,
             is_kept=True,
         )
 
@@ -609,16 +419,14 @@ class Client:
             RunwayError: The job could not be completed, as in `submit`, `Task.wait` and
                 `Clip.download`: it was not accepted for now, or is paid for and not saved yet.
         """
-        alone = self.batch(
-            (),
+        jobs = Jobs(
+            self._sessions,
             download_to=download_to,
             timeout=timeout,
             retry_failed=retry_failed,
             overwrite=overwrite,
         )
-        return await alone.carry_out(item)
-
-    # Free calls
+        return await jobs.carry_out(item)
 
     async def find(self, custom_id: str) -> Task | None:
         """
@@ -654,20 +462,6 @@ class Client:
             UsageError: The job has no task.
         """
         return self._sessions.attach(job)
-
-    @without_frames
-    async def feed(self, task_id: str, *, official: bool = False) -> TaskRecord:
-        """
-        Poll a task once and return what the gateway says; free. Arguments as in `task`.
-
-        Raises:
-            UsageError: The id is empty.
-            GatewayError: The gateway refuses; `NotFound` right after a submit may be temporary.
-            TransportError: It cannot be reached, after all retries.
-            UnreadableReply: No known dialect fits the response.
-        """
-        check(official=official)
-        return await self._sessions.record_of(task_id, official=official)
 
     @without_frames
     async def audit(self, *, since: datetime | None = None) -> Audit:
@@ -710,18 +504,6 @@ class Client:
         """
         check(task=task)
         return await audits.adopt(self._sessions, task)
-
-    @without_frames
-    async def balance(self) -> Balance:
-        """
-        Return what is left to spend, in the gateway's unit; free.
-
-        Raises:
-            GatewayError: The gateway refuses, or does not have this route.
-            TransportError: It cannot be reached.
-            UnreadableReply: No known dialect fits the response.
-        """
-        return await self._sessions.balance()
 
 
 def _work(work: Generation | Task | str, options: PromptOptions) -> Generation | Task:

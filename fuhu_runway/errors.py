@@ -300,7 +300,10 @@ def without_frames(
     async def frameless_call(*args: P.args, **kwargs: P.kwargs) -> T:
         __tracebackhide__ = True
         if kwargs.keys() & ARGUMENTS.keys():
-            refuse_guesses(call.__qualname__, kwargs, inspect.signature(call).parameters)
+            known, name = inspect.signature(call).parameters, call.__qualname__
+            if "self" in known:  # a client inherits methods, and is what the caller knows
+                name = f"{type(args[0]).__name__}.{call.__name__}"
+            refuse_guesses(name, kwargs, known)
         outer = sys.exception()
         try:
             return await call(*args, **kwargs)

@@ -23,12 +23,13 @@ from typing import Any, Final
 
 import attrs
 
+from ._fields import UNSTORABLE
 from ._media import address_or_path
 from ._redact import PLAIN_NAME
 from ._wire.tables import SUBMITS
-from .batch import Item
 from .errors import UsageError
-from .models import UNSTORABLE, Generation, MotionVector, usage_error
+from .items import Item
+from .models import Generation, MotionVector, usage_error
 
 KINDS: Final[Mapping[str, type]] = {row.name: kind for kind, row in SUBMITS.items()}
 """What the field `kind` of an entry may be; without it, the entry is text or image to video."""

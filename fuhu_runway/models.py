@@ -26,6 +26,7 @@ from ._fields import (
     SECONDS,
     SEED,
     check_official_prompt,
+    check_text,
     choice,
     extra_fields,
     number,
@@ -36,8 +37,6 @@ from ._fields import (
     whole_body,
     whole_number,
 )
-from ._fields import UNSTORABLE as UNSTORABLE
-from ._fields import check_text as check_text
 from ._fields import require_text as require_text
 from ._fields import usage_error as usage_error
 from ._guesses import explained
@@ -308,8 +307,20 @@ Generation = (
 )
 """Any request that makes a task, and so costs points."""
 
-for _kind in get_args(Generation):
+REQUESTS: Final = get_args(Generation)
+
+for _kind in REQUESTS:
     _kind.__init__ = explained(_kind.__init__)
+
+
+def require_request(value: object) -> None:
+    """Raise a `UsageError` unless *value* is a request."""
+    if type(value) not in REQUESTS:
+        raise usage_error(
+            "request",
+            f"request is of type {type(value).__name__}.",
+            f"Use one of {', '.join(kind.__name__ for kind in REQUESTS)}.",
+        )
 
 
 @frozen

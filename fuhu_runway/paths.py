@@ -4,6 +4,7 @@ import filecmp
 import hashlib
 import os
 import re
+import tempfile
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
@@ -74,11 +75,11 @@ def check_folder(folder: Path) -> Path:
         folder.mkdir(exist_ok=True)
         _try_to_write(folder / f".{os.getpid()}")
     except OSError as exc:
-        raise usage_error(
-            "path",
-            f"Nothing can be written in {str(folder)!r} ({exc.strerror}).",
-            "Choose another folder, or correct its permissions.",
-        ) from exc
+        happened = f"Nothing can be written in {str(folder)!r} ({exc.strerror})."
+        advice = "Choose another folder, or correct its permissions."
+        if isinstance(exc, FileExistsError | NotADirectoryError):
+            happened, advice = f"{str(folder)!r} is not a folder.", "Choose another name."
+        raise usage_error("path", happened, advice) from exc
     return folder
 
 
@@ -120,6 +121,23 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
     except OSError as exc:
         raise path_error(path, exc) from exc
     return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """
+    Write a text file that only its owner can read, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; a file that was there is unchanged.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") as file:  # noqa: PTH123  (a file descriptor)
+            file.write(text.encode())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink()
+        raise
 
 
 def _try_to_write(path: Path) -> None:

@@ -31,7 +31,7 @@ from .models import DEAD_ENDS, DEFAULT_WAIT, Generation, TaskRecord, TaskState
 from .paths import beside, check_vacant, only_copy
 
 if TYPE_CHECKING:
-    from ._session.sessions import Sessions
+    from ._session.handles import Handles
 
 
 class Task:
@@ -44,7 +44,7 @@ class Task:
 
     def __init__(
         self,
-        sessions: "Sessions",
+        handles: "Handles",
         task_id: str,
         *,
         official: bool = False,
@@ -55,7 +55,7 @@ class Task:
         tag: str | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
-        self._sessions = sessions
+        self._handles = handles
         self._last = record
         self._watch: Watch | None = None
         self._context = context
@@ -86,7 +86,7 @@ class Task:
         record, reason, money = self.record, None, None
         if record is not None and record.state in DEAD_ENDS:
             reason, money = self._reason(record), self._money(record)
-        age = self._sessions.age(self)
+        age = self._handles.age(self)
         return task_view(self.id, record, age=age, reason=reason, money=money)
 
     def __await__(self) -> Generator[Any, None, "Clip"]:
@@ -150,14 +150,10 @@ class Task:
         check(timeout=timeout, on_update=on_update)
         if on_update is None:
             # Not by `ended`: another coroutine takes 256 bytes in each of thousands of waits.
-            poller, self._watch = self._sessions.watch(self)
+            poller, self._watch = self._handles.watch(self)
             clip = self._clip(await poller.settled(self._watch, timeout))
         else:
-            async for record in self.updates(timeout=timeout):
-                reaction = on_update(record)
-                if inspect.isawaitable(reaction):
-                    await reaction
-            clip = self._clip(record)
+            clip = self._clip(await self.reported(on_update, timeout))
         self.hand_out()
         return clip
 
@@ -173,7 +169,7 @@ class Task:
             timeout: The longest time to follow the task, in seconds; None follows without limit.
         """
         check(timeout=timeout)
-        poller, watch = self._sessions.watch(self)
+        poller, watch = self._handles.watch(self)
         self._watch = watch
         deadline, abandoned = poller.deadline(timeout), poller.abandoned
         version = watch.version
@@ -186,6 +182,16 @@ class Task:
             version, record = watch.version, watch.record or record
             yield record
 
+    async def reported(
+        self, on_update: Callable[[TaskRecord], object], timeout: float | None
+    ) -> TaskRecord:
+        """Call *on_update* with each record, and return the last one; for the client."""
+        async for record in self.updates(timeout=timeout):
+            reaction = on_update(record)
+            if inspect.isawaitable(reaction):
+                await reaction
+        return record
+
     async def refresh(self) -> TaskRecord:
         """
         Poll once, for free, and return the record.
@@ -196,24 +202,24 @@ class Task:
             TransportError: The gateway cannot be reached.
             UnreadableReply: The reply is in no known dialect.
         """
-        poller, self._watch = self._sessions.watch(self)
+        poller, self._watch = self._handles.watch(self)
         return await poller.refresh(self._watch)
 
     async def ended(self, timeout: float | None) -> "Clip":
         """Return the clip without handing it out: it stays in `unfinished`; for the client."""
         try:
-            poller, self._watch = self._sessions.watch(self)
+            poller, self._watch = self._handles.watch(self)
         except UsageError:  # the client was closed since the task was accepted
             raise abandoned(self) from None
         return self._clip(await poller.settled(self._watch, timeout))
 
     def hand_out(self) -> None:
         """Record that the app has the clip; for the client."""
-        self._sessions.hand_out(self)
+        self._handles.hand_out(self)
 
-    def belongs_to(self, sessions: "Sessions") -> bool:
-        """Return whether this task came from the client with these sessions; for the client."""
-        return self._sessions is sessions
+    def belongs_to(self, handles: "Handles") -> bool:
+        """Return whether this task came from the client with these handles; for the client."""
+        return self._handles is handles
 
     def context(self) -> contextvars.Context | None:
         """Return the context of the submit; None if that is not known; for the client."""
@@ -232,7 +238,7 @@ class Task:
 
     def _clip(self, record: TaskRecord) -> "Clip":
         if record.has_clip:
-            return Clip(self._sessions, self, record)
+            return Clip(self._handles, self, record)
         error, what = TaskFailed, "failed"
         if record.state is TaskState.CANCELED:
             error, what = TaskCanceled, "was cancelled"
@@ -250,7 +256,7 @@ class Task:
         )
 
     def _reason(self, record: TaskRecord) -> str | None:
-        return self._sessions.without_secrets(record.message, self) if record.message else None
+        return self._handles.without_secrets(record.message, self) if record.message else None
 
     def _money(self, failed: TaskRecord) -> str:
         """Return what a failure means for the money, by the record or else by the format."""
@@ -272,8 +278,8 @@ class Clip:
     Its URL is temporary, so save the file soon (api-facts 5.7).
     """
 
-    def __init__(self, sessions: "Sessions", task: Task, record: TaskRecord) -> None:
-        self._sessions = sessions
+    def __init__(self, handles: "Handles", task: Task, record: TaskRecord) -> None:
+        self._handles = handles
         #: The task that made it.
         self.task = task
         #: The gateway's record of that task.
@@ -364,7 +370,7 @@ class Clip:
         with self._paid_for():
             check(path=path, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress)
             target = check_vacant(Path(path), overwrite=overwrite)
-        with self._sessions.downloading(self) as (downloader, source):
+        with self._handles.downloading(self) as (downloader, source):
             self.path = await downloader.save(
                 source, target, overwrite=overwrite, max_bytes=max_bytes, on_progress=on_progress
             )
@@ -372,7 +378,7 @@ class Clip:
 
     async def pass_on(self, path: Path, put: Callable[[Path], Awaitable[None]]) -> None:
         """Save the clip at *path* for *put*, which brings it to its place; for the client."""
-        with self._sessions.downloading(self) as (downloader, source):
+        with self._handles.downloading(self) as (downloader, source):
             await downloader.save(source, path, pass_on=put)
 
     @without_frames
@@ -395,7 +401,7 @@ class Clip:
         """
         with self._paid_for():
             check(max_bytes=max_bytes)
-        with self._sessions.downloading(self) as (downloader, source):
+        with self._handles.downloading(self) as (downloader, source):
             return await downloader.read(source, max_bytes=max_bytes)
 
     def stream(self, *, max_bytes: int = MAX_CLIP_BYTES) -> AsyncGenerator[bytes, None]:
@@ -424,7 +430,7 @@ class Clip:
 
     async def _stream(self, max_bytes: int) -> AsyncGenerator[bytes, None]:
         try:
-            with self._sessions.downloading(self) as (downloader, source):
+            with self._handles.downloading(self) as (downloader, source):
                 async with aclosing(downloader.stream(source, max_bytes=max_bytes)) as chunks:
                     async for chunk in chunks:
                         yield chunk

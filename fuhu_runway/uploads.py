@@ -46,7 +46,7 @@ class GatewayFiles:
 
 
 @attrs.frozen
-class StoreFault(Exception):
+class StoreError(Exception):
     """Why an object store cannot be used, and what to do about it."""
 
     happened: str
@@ -57,11 +57,11 @@ class ClipStore(Protocol):
     """
     A store for clips, such as an `ObjectStore`, as `download_to` of a batch.
 
-    A name is that of a file, without a folder. The methods raise `StoreFault`, which becomes an
+    A name is that of a file, without a folder. The methods raise `StoreError`, which becomes an
     error that says what happened to the money.
     """
 
-    async def check_clips(self) -> None:
+    async def check_access(self) -> None:
         """Raise unless clips can be stored here."""
 
     async def put_clip(self, name: str, file: Path) -> None:

@@ -13,7 +13,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +32,7 @@ from fuhu_runway._wire.salvage import salvage
 from fuhu_runway._wire.values import NO_REFUND, instant_in, number_in, retry_after
 from fuhu_runway.errors import GatewayError, RunwayError, UnreadableReply, UsageError
 from fuhu_runway.models import DEFAULT_MODEL, Balance, TaskRecord
+from fuhu_runway.paths import write_whole
 
 WORDS: Final = frozenset(tables.STATES).union(
     NO_REFUND,
@@ -125,16 +125,11 @@ class Transcript:
         target = Path(path)
         check_free(target, overwrite=overwrite)
         text = str(self)
-        part = target.with_name(f"{target.name}.part")
         try:
-            part.write_text(text, encoding="utf-8", newline="\n")
-            part.replace(target)
+            write_whole(target, text)
         except OSError as error:
             happened = f"The transcript cannot be written to {target.name!r} ({error.strerror})."
             raise _not_written(happened, "Use another file.") from error
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
         return target
 
 

@@ -1,7 +1,7 @@
 """The steps of one submission in the journal: written before and after it is sent."""
 
 import re
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
@@ -15,7 +15,10 @@ from fuhu_runway.errors import (
     Unauthorized,
 )
 from fuhu_runway.hooks import LOGGER
-from fuhu_runway.journal import Job, JobState, fits
+from fuhu_runway.journal import Job, JobState, Plan, fits
+
+if TYPE_CHECKING:
+    from .sessions import Sessions
 
 _AFTER: Final = {
     Fate.UNSENT: JobState.PLANNED,
@@ -83,6 +86,19 @@ class Entry:
                 outcome,
                 fault.happened,
             )
+
+
+async def entry_for(
+    sessions: "Sessions", plan: Plan, traceparent: str | None, *, is_new: bool
+) -> Entry:
+    """Return the row of a submission, planned in the journal if it is new."""
+    clock, journal = sessions.settings.clock, sessions.journal
+    if journal is None:
+        return Entry(sessions.memory.row(plan, clock.wall()), plan.key, clock, traceparent)
+    await sessions.recall()
+    if is_new:
+        await journal.plan(plan, clock.wall())
+    return Entry(journal, plan.key, clock, traceparent)
 
 
 def in_doubt_of(job: Job) -> SubmissionInDoubt:

@@ -21,7 +21,7 @@ from fuhu_runway import hooks as events
 from fuhu_runway._http.retry import delay_before, delays, in_doubt
 from fuhu_runway._waiting.unfinished import Origin
 from fuhu_runway._wire.decode import read_task
-from fuhu_runway._wire.encode import Reply, Request
+from fuhu_runway._wire.encode import Reply, Request, build
 from fuhu_runway._wire.tables import SUBMITS, feed_of
 from fuhu_runway.errors import (
     Fate,
@@ -37,11 +37,11 @@ from fuhu_runway.models import Generation, TaskRecord, TaskState
 from fuhu_runway.task import Task
 
 from . import webhooks
-from .entry import Entry
+from .entry import Entry, entry_for
 from .session import Session
 
 if TYPE_CHECKING:
-    from fuhu_runway.callbacks import Address
+    from fuhu_runway._addresses import Address
 
     from .sessions import Sessions
 
@@ -91,7 +91,7 @@ class Submission:
             self.request, f"single:{uuid4()}", self.custom_id, self.tag
         )
         self.address = webhooks.new_address(sessions, plan, self.request, self.custom_id, self.tag)
-        wire = sessions.generation(stand_in, self.address)
+        wire = self._wire(stand_in)
         record: TaskRecord | None = None
         found: TaskRecord | None = None
 
@@ -102,14 +102,14 @@ class Submission:
         )
         try:
             trace = hooks.trace_of(self.number)
-            entry = await sessions.entry(plan, trace, is_new=self.plan is None)
+            entry = await entry_for(sessions, plan, trace, is_new=self.plan is None)
             async with session.tasks.one_more(
                 lambda tasks: hooks.emit(events.SubmissionHeld(self.number, tasks))
             ):
                 if stand_in is not self.request:
                     # Not before there is a free slot: an address may work for an hour only.
                     placed = await sessions.files.placed(session, self.request)
-                    wire = sessions.generation(placed, self.address)
+                    wire = self._wire(placed)
                 attempts = enumerate(delays(policy), 1)
                 while record is None:
                     attempt, drawn = next(attempts)
@@ -149,13 +149,21 @@ class Submission:
                 )
                 if found is not None:
                     hooks.emit(events.SubmissionFound(self.endpoint, record.task_id))
-                sessions.follow(session, self.task, self.address, found)
+                webhooks.follow(sessions, session, self.task, self.address, found)
         except BaseException as error:
             self._end(error)
             raise
         if self.is_left:
             self._keep_unclaimed(self.task)
         return self.task
+
+    def _wire(self, request: Generation) -> Request:
+        """Return the HTTP request that submits, the address of its webhooks among its secrets."""
+        sessions, addresses = self.sessions, self.sessions.addresses
+        if self.address is None or addresses is None:
+            return build(request, sessions.gateway, sessions.key, sessions.callback_url)
+        wire = build(request, sessions.gateway, sessions.key, addresses.url(self.address))
+        return wire.hiding(addresses.token(self.address))
 
     async def _search(self, key: str) -> TaskRecord | None:
         """Return the task of a lost response, if a webhook named it or the gateway lists it."""

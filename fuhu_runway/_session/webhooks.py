@@ -17,33 +17,31 @@ from fuhu_runway import hooks as events
 from fuhu_runway._waiting.poller import WEBHOOK_EVERY
 from fuhu_runway._waiting.unfinished import Origin
 from fuhu_runway._wire.decode import read_task
-from fuhu_runway._wire.tables import ENDPOINTS, SUBMITS
+from fuhu_runway._wire.tables import ENDPOINT_NAMES, ENDPOINTS, SUBMITS
 from fuhu_runway.errors import JournalError, RunwayError
 from fuhu_runway.journal import JobState, Plan
 from fuhu_runway.models import Generation, TaskRecord
+from fuhu_runway.task import Task
 
 from .entry import Entry
 from .session import Session
 
 if TYPE_CHECKING:
-    from fuhu_runway.callbacks import Address, Webhook
+    from fuhu_runway._addresses import Address, Webhook
 
     from .sessions import Sessions
 
 FEED: Final = ENDPOINTS["feed"].name
 """The endpoint polled for tasks with an address; the official format has no callbacks."""
 
-ENDPOINT_NAMES: Final = {kind.__name__: endpoint.name for kind, endpoint in SUBMITS.items()}
-"""The journal's name for a kind of request to the name of its endpoint."""
-
 
 def new_address(
     sessions: "Sessions", plan: Plan, request: Generation, custom_id: str | None, tag: str | None
 ) -> "Address | None":
     """Return an address for the webhooks of the task of a request, if its kind takes one."""
-    if sessions.receiver is None or not SUBMITS[type(request)].takes_callback:
+    if sessions.addresses is None or not SUBMITS[type(request)].takes_callback:
         return None
-    return sessions.receiver.address(
+    return sessions.addresses.new(
         sessions,
         request,
         None if sessions.journal is None else plan.key,
@@ -105,6 +103,32 @@ def handle(
         address.early = webhook
 
 
+def follow(
+    sessions: "Sessions",
+    session: Session,
+    task: Task,
+    address: "Address | None",
+    found: TaskRecord | None = None,
+) -> None:
+    """
+    Count a task that was accepted, and wake its waits when its webhook comes.
+
+    *found* is its record from the feed, if a webhook named the task and no response did.
+    """
+    has_ended = task.record is not None and task.record.is_settled
+    is_addressed = address is not None and not has_ended
+    watch = sessions.watch_in(session.poller, task, is_addressed=is_addressed)
+    session.tasks.add(watch)
+    session.poller.take_end(watch)
+    if address is not None:
+        task.keep(watch)
+        early, address.early = address.early, None
+        if early is not None:
+            handle(sessions, session, address, early)
+    if found is not None:
+        session.poller.take_found(watch, found)
+
+
 async def recover(
     sessions: "Sessions", session: Session, address: "Address", endpoint: str | None = None
 ) -> None:
@@ -124,20 +148,20 @@ async def recover(
     sessions.claim_later(task)
     endpoint = endpoint or ENDPOINT_NAMES[type(request).__name__]
     sessions.hooks.emit(events.SubmissionFound(endpoint, task.id))
-    sessions.follow(session, task, address, record)
+    follow(sessions, session, task, address, record)
 
 
 async def _look_up(
     sessions: "Sessions", session: Session, address: "Address", webhook: "Webhook"
 ) -> None:
     """Find the job in doubt that an address belongs to, if an earlier process made the address."""
-    receiver, journal, seen = sessions.receiver, sessions.journal, sessions.looked_up
-    if receiver is None or journal is None or not receiver.is_lasting or address.nonce in seen:
+    addresses, journal, seen = sessions.addresses, sessions.journal, sessions.looked_up
+    if addresses is None or journal is None or not addresses.is_lasting or address.nonce in seen:
         return
     seen.add(address.nonce)
     with suppress(JournalError):
         for job in await journal.jobs(JobState.IN_DOUBT):
-            if receiver.nonce_of(job.key) == address.nonce:
+            if addresses.nonce_of(job.key) == address.nonce:
                 address.job, address.made_at = job.key, job.submitted_at or job.planned_at
                 address.early, address.task_id = webhook, None
                 address.custom_id, address.tag = job.custom_id, job.tag
@@ -151,8 +175,8 @@ async def search(
     sessions: "Sessions", session: Session, address: "Address | None"
 ) -> TaskRecord | None:
     """Return the record of the task that a webhook named, if the feed and the journal agree."""
-    receiver, journal, clock = sessions.receiver, sessions.journal, sessions.settings.clock
-    if receiver is None or address is None:
+    addresses, journal, clock = sessions.addresses, sessions.journal, sessions.settings.clock
+    if addresses is None or address is None:
         return None
     while address.early is not None and not address.is_sought:
         task_id, address.early = address.early.task_id, None
@@ -167,12 +191,12 @@ async def search(
             job = None if journal is None else await journal.find(task_id)
             # The row itself may already name the task, from a damaged response.
             is_taken = job is not None and job.key != address.job
-            if not is_taken and not receiver.is_taken(task_id, address):
+            if not is_taken and not addresses.is_taken(task_id, address):
                 wire = sessions.poll_request(task_id, official=False)
                 wire = wire.hiding(getattr(address.request, "prompt", None))
                 answer = await session.transport.call(wire, read_task)
                 # Another submission may have found it in the meantime.
-                if not receiver.is_taken(task_id, address):
+                if not addresses.is_taken(task_id, address):
                     address.answered(task_id)
                     record = attrs.evolve(answer, task_id=task_id)
         except RunwayError as error:

@@ -333,6 +333,9 @@ SUBMITS: Final[Mapping[type, Endpoint]] = {
 }
 """Request class to the endpoint that takes it."""
 
+ENDPOINT_NAMES: Final = {sends.__name__: row.name for sends, row in SUBMITS.items()}
+"""The journal's name for a kind of request to the name of its endpoint."""
+
 BALANCE_ENDPOINTS: Final[Mapping[BalanceRoute, tuple[str, ...]]] = {
     route: tuple(row.name for row in ENDPOINTS.values() if row.route is route)
     for route in BalanceRoute
@@ -793,4 +796,7 @@ UNLIMITED: Final = 100_000_000
 
 def dialect_of(body: Mapping[str, Any]) -> Dialect | None:
     """Return the first dialect that fits *body*."""
-    return next((dialect for dialect in DIALECTS if dialect.fits(body)), None)
+    for dialect in DIALECTS:
+        if dialect.fits(body):
+            return dialect
+    return None

@@ -10,16 +10,17 @@ import errno
 import inspect
 import io
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
 
+import attrs
 from cyclopts import App, CycloptsError, Parameter
 
 from fuhu_runway import errors
 
 from . import account, batch, doctor, fleet, fleet_demo, journal, make, report, resolve, simulate
-from .console import EXIT_CODES, Lines, fail, fail_before, run, write
-from .options import Output
+from .console import EXIT_CODES, Screen, fail, run, write
 from .usage import explained, name_as_typed, wants_json
 
 _HELP: Final = """
@@ -58,14 +59,10 @@ app: Final = App(
 )
 
 for _command in (
-    *make.COMMANDS,
-    doctor.doctor,
-    simulate.simulate,
-    batch.batch,
-    *journal.COMMANDS,
-    *account.COMMANDS,
-    resolve.resolve,
-    report.report,
+    *(make.generate, make.restyle, make.act, make.submit, make.wait, make.feed, make.balance),
+    *(doctor.doctor, simulate.simulate, batch.batch),
+    *(journal.jobs, journal.resume, journal.forget),
+    *(account.reconcile, account.audit, resolve.resolve, report.report),
 ):
     app.command(_command)
 fleet.app.command(fleet_demo.demo)
@@ -82,18 +79,22 @@ def main(tokens: Sequence[str] | None = None) -> int:
             # A file name that this terminal cannot show must not fail a paid job.
             stream.reconfigure(errors="backslashreplace")
     tokens = sys.argv[1:] if tokens is None else tokens
-    as_json = wants_json(tokens)
+    screen = Screen(json=wants_json(tokens))
     try:
         command, bound, _ = app.parse_args(tokens)
-        if inspect.iscoroutinefunction(command):
+        if "screen" in inspect.signature(command).parameters:
+            # A copy: the default of a command is the same object in every run.
+            screen = attrs.evolve(bound.arguments.get("screen", screen))
+            bound.arguments["screen"] = screen
             *_, used = app.parse_commands(tokens)[1]
-            return _run(command, bound, used, as_json=as_json)
-        # `batch`, a help page or the version
-        return command(*bound.args, **bound.kwargs) or 0
+            screen.reword = partial(name_as_typed, command=used)
+        done = command(*bound.args, **bound.kwargs)
+        # Neither `batch`, which reads stdin first, nor a help page is a coroutine.
+        return run(done, screen) if inspect.iscoroutine(done) else done or 0
     except CycloptsError as error:
-        return fail_before(explained(error), as_json=as_json)
+        return fail(explained(error), screen)
     except errors.UsageError as error:
-        return fail(error, as_json=as_json)
+        return fail(error, screen)
     except (OSError, SystemExit) as error:
         # A help page whose reader has closed the pipe; Windows reports that as EINVAL.
         is_closed = isinstance(error, BrokenPipeError | SystemExit) or error.errno == errno.EINVAL
@@ -101,17 +102,3 @@ def main(tokens: Sequence[str] | None = None) -> int:
             raise
         write(sys.stdout, "")
         return 0
-
-
-def _run(
-    command: Callable[..., Any], bound: inspect.BoundArguments, used: App, *, as_json: bool
-) -> int:
-    async def work(screen: Lines) -> int | None:
-        try:
-            code: int | None = await command(*bound.args, **bound.kwargs, screen=screen)
-        except errors.RunwayError as error:
-            name_as_typed(error, used)
-            raise
-        return code
-
-    return run(work, bound.arguments.get("output", Output(json=as_json)))

@@ -16,53 +16,10 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from .console import Lasting, Lines, one_line
+from .console import Lasting
 
 
-class Bar(Lines):
-    """Progress as one moving line, shown from the first stage on."""
-
-    interval = 0.2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._progress: _Progress | None = None
-
-    def say(self, text: str) -> None:
-        """Show a line above the moving one."""
-        if self._progress is None:
-            super().say(text)
-        else:
-            # With soft wrapping, the terminal wraps, so that ids and commands can be copied.
-            self._progress.console.print(
-                one_line(text), markup=False, emoji=False, highlight=False, soft_wrap=True
-            )
-
-    def stage(
-        self, name: str, part: float | None = None, detail: str = "", below: str = ""
-    ) -> None:
-        """Show the stage in the moving line; without *part*, the bar pulses."""
-        if self._progress is None:
-            self._progress = _Progress()
-        # Progress.update() cannot remove a total.
-        task = self._progress.tasks[0]
-        task.description, task.fields["detail"] = name, detail
-        task.total, task.completed = (None, 0.0) if part is None else (1.0, part)
-        self._progress.below = below
-        self._progress.start()  # does nothing the second time
-
-    def board(self, head: str, part: float, detail: str, below: str) -> None:
-        """Show *head* and *detail* in the moving line, and *below* in the lines under it."""
-        self.stage(head, part, detail, below)
-
-    def close(self) -> None:
-        """Remove the moving line."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-
-class _Progress(Progress):
+class Bar(Progress):
     """A moving line with text below it."""
 
     below = ""
@@ -79,7 +36,22 @@ class _Progress(Progress):
         )
         self.add_task("", total=None, detail="")
 
+    def say(self, text: str) -> None:
+        """Show a line above the moving one."""
+        # With soft wrapping, the terminal wraps, so that ids and commands can be copied.
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def show(self, name: str, part: float | None, detail: str, below: str) -> None:
+        """Show a stage; without *part*, the bar pulses."""
+        # Progress.update() cannot remove a total.
+        task = self.tasks[0]
+        task.description, task.fields["detail"] = name, detail
+        task.total, task.completed = (None, 0.0) if part is None else (1.0, part)
+        self.below = below
+        self.start()  # does nothing the second time
+
     def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the moving line, and the text below it."""
         yield from super().get_renderables()
         if self.below:
             yield Text(self.below)

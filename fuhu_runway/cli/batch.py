@@ -9,50 +9,28 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import Callable, Coroutine
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import attrs
 from cyclopts import Parameter
 
-from fuhu_runway import errors, hooks
+from fuhu_runway import errors
 from fuhu_runway._clip_files import is_url
-from fuhu_runway.journal import BaseJournal, JobState, journal_at
+from fuhu_runway.journal import JobState
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
-from .console import Lines, close, complain, run
-from .options import (
-    OUTPUT,
-    POSITIVE,
-    RESULT,
-    TARGET,
-    WHOLE,
-    JournalPlace,
-    Output,
-    Target,
-)
+from .console import FIRST_SIGNAL, RESULT, Screen, close, complain, counted, run, stopped
+from .opening import PRIVATE, check_journal, working
+from .options import OUT, POSITIVE, WHOLE, InputFile, Target
 from .tally import AGAIN, Tally, shown, state_of
 
 if TYPE_CHECKING:
-    from fuhu_runway.batch import Outcome
-    from fuhu_runway.client import Client
-    from fuhu_runway.testing.simulator import Simulator
-
-STATE_NAME: Final = "simulated-gateway.jsonl"
-"""The file with the tasks of a simulated gateway, which may be killed along with the batch."""
-
-SIMULATED_SPEED: Final = 100.0
-"""A job of 100 s takes a second."""
-
-OUT: Final = Path("clips")
-"""The folder for clips by default."""
-
-PRIVATE: Final = 0o600
-"""The mode of new files: only their owner can read them."""
+    from fuhu_runway.items import Outcome
 
 
 @Parameter(name="*", group=RESULT)
@@ -90,25 +68,30 @@ class Options:
     results: Path | None = None
 
 
-OPTIONS: Final = Options()
-
-
 def batch(
-    file: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    file: InputFile,
     /,
     *,
-    options: Options = OPTIONS,
-    output: Output = OUTPUT,
-    target: Target = TARGET,
+    options: Options = Options(),
+    screen: Screen = Screen(),
+    target: Target = Target(),
 ) -> int:
     """
     Generate and save a clip for every entry of a file.
 
     Spends points for each one. However it ends, the same command continues it: nothing is lost,
     and nothing is paid for twice.
+    """
+    return run_with_file(file, screen, partial(_make_all, options, target, screen))
 
-    Args:
-        file: Requests: .txt (one prompt per line), .jsonl or .csv; - reads prompts from stdin.
+
+def run_with_file(
+    file: Path, screen: Screen, work: Callable[[Path, Path], Coroutine[Any, Any, int | None]]
+) -> int:
+    """
+    Run *work* with a file that can be read twice, and the folder where its local paths begin.
+
+    What can be read only once, such as stdin, is copied first: that blocks.
     """
     from fuhu_runway.inputs import spooled
 
@@ -116,96 +99,26 @@ def batch(
         try:
             copy = stack.enter_context(spooled(file))
         except KeyboardInterrupt:
-            return 130
-        folder = file.parent if copy == file else Path()
-        return run(partial(_make_all, copy, options, output, target, folder=folder), output)
+            return stopped(screen, FIRST_SIGNAL + signal.SIGINT)
+        return run(work(copy, file.parent if copy == file else Path()), screen)
 
 
-# The journal and the gateway
+def checked(file: Path, folder: Path, screen: Screen, *, skip_bad: bool) -> int:
+    """Return how many entries of a file can be used; what is skipped is shown."""
+    from fuhu_runway.inputs import check_items
+
+    def skip(bad: errors.UsageError) -> None:
+        screen.say(f"skipped: {bad.happened} {bad.advice}")
+
+    total = check_items(file, skip_bad=skip if skip_bad else None, folder=folder)
+    if not total:
+        raise no_entries(file)
+    return total
 
 
-@contextlib.asynccontextmanager
-async def opened(place: JournalPlace) -> AsyncIterator[BaseJournal]:
-    """Yield a journal. While a file is open here, no other process can open it."""
-    journal = journal_at(place)
-    try:
-        await journal.counts()  # raises first if anything is wrong with it
-        yield journal
-    finally:
-        await journal.aclose()
-
-
-def copied(path: Path, folder: Path) -> Path:
-    """Copy a journal and its log, as far as they exist, to a folder; return the copy's path."""
-    for name in (path.name, f"{path.name}-wal"):
-        if path.with_name(name).is_file():
-            shutil.copyfile(path.with_name(name), folder / name)
-    return folder / path.name
-
-
-def state_file_beside(journal: JournalPlace) -> Path | None:
-    """Return where the simulated gateway of a batch is kept; None if its journal is no file."""
-    return journal.with_name(STATE_NAME) if isinstance(journal, Path) else None
-
-
-def check_target(target: Target, journal: JournalPlace, state_file: Path | None) -> None:
-    """Raise unless there is a key, and the journal belongs to this kind of gateway."""
-    target.check()
-    if state_file is None:
-        if target.simulate:
-            advice = "Remove --simulate. To simulate the gateway too, see fuhu-runway simulate."
-            raise usage_error("simulate", "--simulate needs a journal in a file.", advice)
-    elif not target.simulate and Path(journal).exists() and state_file.exists():
-        raise _other_gateway("simulated", "real")
-
-
-async def open_client(
-    stack: contextlib.AsyncExitStack,
-    target: Target,
-    screen: Lines,
-    journal: BaseJournal,
-    state_file: Path | None,
-    *listeners: hooks.Listener,
-) -> "Client":
-    """Return the client of the gateway, or of a simulated one that is kept in *state_file*."""
-    simulator = None
-    if target.simulate and state_file is not None:
-        counts = await journal.counts()
-        # A run that was killed early leaves a journal with nothing but planned jobs.
-        is_used = sum(counts.values()) > counts[JobState.PLANNED]
-        if is_used and not state_file.exists():
-            raise _other_gateway("real", "simulated")
-        simulator = simulator_of(state_file)
-    return await target.open(stack, screen, simulator, journal=journal, hooks=listeners)
-
-
-def simulator_of(state_file: Path) -> "Simulator":
-    """Return the simulated gateway that is kept in *state_file*, made if there is none."""
-    from fuhu_runway.testing.simulator import Simulator
-
-    try:
-        state_file.touch(mode=PRIVATE)  # it contains the prompts
-        return Simulator(
-            speed=SIMULATED_SPEED,
-            points=None,
-            key_style="any",
-            feed_verb="any",
-            state_file=state_file,
-        )
-    except (OSError, ValueError) as error:
-        raise usage_error(
-            "simulate",
-            f"{state_file.name!r} is not the state of a simulated gateway.",
-            "Use another folder, or remove this file and the journal beside it.",
-        ) from error
-
-
-def _other_gateway(found: str, wanted: str) -> errors.UsageError:
-    return usage_error(
-        "simulate",
-        f"The journal belongs to a {found} gateway, not to a {wanted} one.",
-        "Use --simulate in every run or in none, or use another folder.",
-    )
+def no_entries(file: Path) -> errors.UsageError:
+    """Return the error of an input file without requests."""
+    return usage_error("file", f"{file.name} has no entries.", "Add at least one.")
 
 
 # Results
@@ -304,14 +217,10 @@ def _places(options: Options) -> tuple[Path | str, Path]:
 
 
 async def _make_all(
-    file: Path, options: Options, output: Output, target: Target, screen: Lines, *, folder: Path
+    options: Options, target: Target, screen: Screen, file: Path, folder: Path
 ) -> int:
     """Submit, wait for and save everything that earlier runs did not."""
-    from fuhu_runway.inputs import check_items, read_items
-    from fuhu_runway.paths import check_folder
-
-    def skip(bad: errors.UsageError) -> None:
-        screen.say(f"skipped: {bad.happened} {bad.advice}")
+    from fuhu_runway.inputs import read_items
 
     out, home = _places(options)
     journal_path = options.journal or home / "journal.db"
@@ -319,29 +228,16 @@ async def _make_all(
     if options.dry_run:
         from .dry_run import dry_run
 
-        return await dry_run(
-            file,
-            journal_path,
-            folder=folder,
-            retry_failed=options.retry_failed,
-            skip_bad=options.skip_bad,
-            output=output,
-            screen=screen,
-        )
-    state_file = home / STATE_NAME
-    check_target(target, journal_path, state_file)
-    total = check_items(file, skip_bad=skip if options.skip_bad else None, folder=folder)
-    if not total:
-        raise usage_error("file", f"{file.name} has no entries.", "Add at least one.")
-    check_folder(home)
-    tally = Tally(total)
-    async with contextlib.AsyncExitStack() as stack:
-        # The journal first: only one process can open it, which protects the other files.
-        journal = await stack.enter_async_context(opened(journal_path))
-        results = stack.enter_context(contextlib.closing(Results.open(results_path)))
-        client = await open_client(stack, target, screen, journal, state_file, tally.watch)
+        return await dry_run(options, screen, file, folder, journal_path)
+    check_journal(target, journal_path)
+    total = checked(file, folder, screen, skip_bad=options.skip_bad)
+    tally = Tally(total, retry="Add --retry-failed to submit them again.")
+    async with working(journal_path, target, screen, tally.watch, out=home, is_new=True) as (
+        journal,
+        client,
+    ):
         many = client.batch(
-            # Invalid entries were reported by check_items.
+            # Invalid entries were reported by `checked`.
             read_items(file, skip_bad=id if options.skip_bad else None, folder=folder),
             in_flight=options.in_flight,
             download_to=out,
@@ -351,9 +247,10 @@ async def _make_all(
             overwrite=options.overwrite,
         )
         fault = None
+        results = Results.open(results_path)
         try:
             async with (
-                shown(tally, screen, lambda: many.summary.running),
+                shown(screen, lambda: tally.show(screen, many.summary.running)),
                 contextlib.aclosing(many.outcomes()) as outcomes,
             ):
                 async for outcome in outcomes:
@@ -362,10 +259,14 @@ async def _make_all(
             await close(client, screen, "the responses to requests, which may name paid tasks")
             counts = await journal.counts()
             running = sum(n for state, n in counts.items() if state.is_unfinished)
+            ids = counted(
+                running,
+                "task continues, and the journal has its id.",
+                "tasks continue, and the journal has their ids.",
+            )
             in_doubt = counts[JobState.IN_DOUBT]
             doubts = f" {in_doubt:,} in doubt." if in_doubt else ""
-            money = f"{running:,} tasks continue, and the journal has their ids.{doubts}"
-            screen.stop(money, AGAIN)
+            screen.stop(f"{ids}{doubts}", AGAIN)
             raise
         except errors.RunwayError as error:
             if not (many.summary.submitted or tally.ends):
@@ -373,16 +274,18 @@ async def _make_all(
             # The file changed, or the journal broke. Exit code 2 would mean that nothing was paid.
             complain(f"{error} Tasks that were submitted continue. {AGAIN}")
             fault = 5
+        finally:
+            results.close()
         if results.fault:
             complain(f"Some results could not be written to their file ({results.fault}).")
         tally.stopped_by = many.summary.stopped_by or ""
         if many.summary.out_of_points:
             tally.stopped_by = "--max-points was reached"
-        code = tally.report(output, screen, out, journal_path, [str(results_path)])
+        code = tally.report(screen, out, journal_path, [str(results_path)])
         return fault or code
 
 
-def _record(outcome: "Outcome", tally: Tally, results: Results, screen: Lines) -> None:
+def _record(outcome: "Outcome", tally: Tally, results: Results, screen: Screen) -> None:
     error = outcome.error
     tally.add(
         error,

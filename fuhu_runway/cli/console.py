@@ -8,6 +8,7 @@ Rule 3: a pipe or a terminal that closes does not end a paid job.
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -17,9 +18,10 @@ import traceback
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
 
 import attrs
+from cyclopts import Group, Parameter
 
 from fuhu_runway import errors, hooks
 from fuhu_runway._redact import redact
@@ -27,7 +29,10 @@ from fuhu_runway._redact import redact
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
 
-    from .options import Output
+    from .bar import Bar
+
+RESULT: Final = Group("Result", sort_key=2)
+"""The heading of the options for what is printed and saved."""
 
 EXIT_CODES: Final = {
     0: "The clip is saved, or the result is printed.",
@@ -54,9 +59,6 @@ EXIT_OF: Final = (
 )
 """The first class that matches an error determines the exit code."""
 
-UNREACHED: Final = (errors.NotSent, errors.NoReply)
-"""Errors whose line ends with the address of the gateway."""
-
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 """The signals that stop a command: SIGHUP if its terminal closes, SIGBREAK on Windows."""
 
@@ -67,62 +69,51 @@ FIRST_SIGNAL: Final = 128
 # From work to exit codes
 
 
-def run(work: "Callable[[Lines], Coroutine[Any, Any, int | None]]", output: "Output") -> int:
-    """Run *work* with a screen, and return the exit code. An error is one line on stderr."""
-    screen = screen_for(quiet=output.json or output.quiet)
-    verbosity = len(output.verbose)
+def run(work: Coroutine[Any, Any, int | None], screen: "Screen") -> int:
+    """Run *work*, and return the exit code. An error is one line on stderr."""
     try:
-        with logged(screen, verbosity), contextlib.closing(screen):
-            code = run_until_stopped(work(screen), in_flight=screen.in_flight, as_json=output.json)
-            if code > FIRST_SIGNAL and screen.stopped is None:
-                screen.stop()  # a command that has nothing to explain
+        with logged(screen), contextlib.closing(screen):
+            code = run_until_stopped(work, in_flight=screen.in_flight, as_json=screen.json)
     except Exception as error:  # noqa: BLE001  (for a bug, too, the notes say how to continue)
-        if verbosity > 1:
-            write(sys.stderr, redact("".join(traceback.format_exception(error))))
-        if isinstance(error, UNREACHED) and screen.address:
-            error.add_note(f"The gateway's address is {screen.address}.")
-        return fail(error, as_json=output.json)
-    if screen.stopped is not None and output.json:
+        return fail(error, screen)
+    return stopped(screen, code) if code > FIRST_SIGNAL else code
+
+
+def stopped(screen: "Screen", code: int) -> int:
+    """Show that a signal stopped the command, unless it did so itself; return its exit code."""
+    if screen.stopped is None:
+        screen.stop()
+    if screen.json and screen.stopped is not None:
         write(sys.stdout, failure(code, "Stopped", *screen.stopped))
     return code
 
 
-def fail(error: Exception, *, as_json: bool, code: int | None = None) -> int:
-    """Print an error, as one object as well if *as_json*, and return its exit code."""
+def fail(error: Exception, screen: "Screen", code: int | None = None) -> int:
+    """Print an error, with --json as an object as well, and return its exit code."""
+    if len(screen.verbose) > 1:
+        write(sys.stderr, redact("".join(traceback.format_exception(error))))
+    if isinstance(error, errors.NotSent | errors.NoReply) and screen.address:
+        error.add_note(f"The gateway's address is {screen.address}.")
+    if screen.reword and isinstance(error, errors.RunwayError):
+        screen.reword(error)
     text = str(error)
     if not isinstance(error, errors.RunwayError):
         text = f"This is a bug in fuhu-runway ({type(error).__name__}). Please report it."
     text = " ".join([text, *getattr(error, "__notes__", ())])
     code = code or next(code for kind, code in EXIT_OF if isinstance(error, kind))
     complain(text)
-    if as_json:
+    if screen.json:
         money, task_id = getattr(error, "money", None), getattr(error, "task_id", None)
         write(sys.stdout, failure(code, type(error).__name__, text, money, task_id))
     return code
-
-
-def fail_before(text: str, *, as_json: bool) -> int:
-    """Print what is wrong with a command that was not begun, and return its exit code."""
-    complain(text)
-    if as_json:
-        money = "Nothing was sent or charged."
-        write(sys.stdout, failure(2, errors.UsageError.__name__, text, money))
-    return 2
 
 
 def failure(
     code: int, name: str, message: str, money: str | None = None, task_id: str | None = None
 ) -> str:
     """Return the object that --json prints if a command fails."""
-    return json.dumps(
-        {
-            "error": name,
-            "message": one_line(message),
-            "task_id": task_id,
-            "money": money,
-            "exit_code": code,
-        }
-    )
+    row = {"error": name, "message": one_line(message), "task_id": task_id, "money": money}
+    return json.dumps({**row, "exit_code": code})
 
 
 def run_until_stopped(
@@ -188,7 +179,7 @@ def leave(code: int, out: str = "", err: str = "") -> None:
 
 def leave_in_doubt(requests: int, *, as_json: bool) -> None:
     """End the process at once, while paid requests have no response."""
-    many = "A paid request was" if requests == 1 else f"{requests:,} paid requests were"
+    many = counted(requests, "paid request was", "paid requests were")
     money = f"{many} in flight: it is unknown whether points were charged."
     advice = "Check the gateway's list of tasks, or the balance, before you submit again."
     text = f"Stopped. {money} {advice}"
@@ -196,7 +187,7 @@ def leave_in_doubt(requests: int, *, as_json: bool) -> None:
     leave(3, f"{out}\n" if as_json else "", f"{text}\n")
 
 
-async def close(client: "Client", screen: "Lines", awaited: str) -> None:
+async def close(client: "Client", screen: "Screen", awaited: str) -> None:
     """Close *client* once its paid requests have responses, and say so if that takes time."""
     closing = asyncio.ensure_future(client.aclose())
     done, _ = await asyncio.wait({closing}, timeout=0.1)
@@ -205,36 +196,50 @@ async def close(client: "Client", screen: "Lines", awaited: str) -> None:
     await closing
 
 
-# Progress
+# The screen
 
 
-def screen_for(*, quiet: bool) -> "Lines":
-    """Return what shows progress on this terminal."""
-    # Windows sets no TERM, although its terminals can move the cursor.
-    terminal = os.environ.get("TERM", "windows" if os.name == "nt" else "")
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    if quiet or not is_terminal or terminal in {"", "dumb", "unknown"}:
-        return Lines(quiet=quiet)
-    from .bar import Bar
+@Parameter(name="*", group=RESULT)
+@attrs.define(eq=False, kw_only=True)
+class Screen:
+    """
+    What a command prints: its result, its progress, and its errors.
 
-    return Bar()
+    Args:
+        json: Print one JSON object and no progress; if the command fails, the object says what
+            happened.
+        quiet: Show only the result, the ids of paid tasks, and errors.
+        verbose: Log what the SDK does; -vv logs everything and shows where errors come from.
+    """
 
+    json: bool = False
+    quiet: Annotated[bool, Parameter(alias="-q")] = False
+    # cyclopts itself counts flags only from 4.1 on.
+    verbose: Annotated[tuple[bool, ...], Parameter(alias="-v")] = ()
+    #: The submissions whose paid request was sent and has no response yet.
+    in_flight: set[int] = attrs.field(init=False, factory=set)
+    #: Host and port of the gateway.
+    address: str = attrs.field(init=False, default="")
+    #: What to report after a signal: the text, what it means for the money, and the task's id.
+    stopped: tuple[str, str | None, str | None] | None = attrs.field(init=False, default=None)
+    #: Replaces the names of Python's arguments in an error with the options that were typed.
+    reword: Callable[[errors.RunwayError], None] | None = attrs.field(init=False, default=None)
+    _bar: "Bar | None" = attrs.field(init=False, default=None)
+    _stage: str = attrs.field(init=False, default="")
 
-class Lines:
-    """Progress as plain lines on stderr, for pipes, logs and simple terminals."""
+    @property
+    def has_bar(self) -> bool:
+        """Whether progress is a line that moves."""
+        if self.json or self.quiet or sys.stderr is None or not sys.stderr.isatty():
+            return False
+        # Windows sets no TERM, although its terminals can move the cursor.
+        terminal = os.environ.get("TERM", "windows" if os.name == "nt" else "")
+        return terminal not in {"", "dumb", "unknown"}
 
-    #: Seconds between two displays of a batch's progress.
-    interval: float = 10.0
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._stage = ""
-        #: The submissions whose paid request was sent and has no response yet.
-        self.in_flight: set[int] = set()
-        #: Host and port of the gateway.
-        self.address = ""
-        #: What to report after a signal: the text, what it means for the money, and the task's id.
-        self.stopped: tuple[str, str | None, str | None] | None = None
+    @property
+    def interval(self) -> float:
+        """Seconds between two displays of a batch's progress."""
+        return 0.2 if self.has_bar else 10.0
 
     def watch(self, event: hooks.Event) -> None:
         """Record which paid requests are in flight."""
@@ -252,42 +257,78 @@ class Lines:
 
     def stop(self, money: str = "", advice: str = "", task_id: str | None = None) -> None:
         """Show that a signal stopped the command, and what that means."""
+        self.close()
         text = " ".join(filter(None, ("Stopped.", money, advice)))
         self.stopped = text, money or None, task_id
         self.say(text)
 
     def say(self, text: str) -> None:
         """Show a line, even on a quiet screen."""
-        write(sys.stderr, one_line(text))
+        if self._bar is None:
+            write(sys.stderr, one_line(text))
+        else:
+            self._bar.say(one_line(text))
 
     def info(self, text: str) -> None:
         """Show a line, unless the screen is quiet."""
-        if not self._quiet:
+        if not (self.json or self.quiet):
             self.say(text)
 
-    def stage(self, name: str, part: float | None = None, detail: str = "") -> None:  # noqa: ARG002  (percentages would fill a log)
+    def stage(self, name: str, part: float | None = None, detail: str = "") -> None:
         """Show what is going on now, and how much of it is done, from 0 to 1."""
-        if name != self._stage:
+        if self.has_bar:
+            self._move(name, part, detail)
+        elif name != self._stage:  # percentages would fill a log
             self._stage = name
             self.info(name)
 
-    def board(self, head: str, part: float, detail: str, below: str) -> None:  # noqa: ARG002  (as above)
+    def board(self, head: str, part: float, detail: str, below: str) -> None:
         """Show the progress of a batch: *head* and *detail* in one line, *below* in the next."""
-        self.info(", ".join(filter(None, (head, below, detail))))
+        if self.has_bar:
+            self._move(head, part, detail, below)
+        else:
+            self.info(", ".join(filter(None, (head, below, detail))))
+
+    def _move(self, name: str, part: float | None, detail: str, below: str = "") -> None:
+        if self._bar is None:
+            from .bar import Bar
+
+            self._bar = Bar()
+        self._bar.show(name, part, detail, below)
 
     def close(self) -> None:
         """Remove the moving line, if there is one."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def show(self, row: Mapping[str, Any], *lines: str) -> None:
+        """Print the result: these lines, or with --json one object with every key."""
+        self.close()
+        if self.json:
+            write(sys.stdout, json.dumps(row, default=_plain))
+        else:
+            self.out(*lines)
+
+    def out(self, *lines: str) -> None:
+        """Print these lines of a result; with --json, nothing."""
+        for line in () if self.json else lines:
+            write(sys.stdout, line)
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 @contextlib.contextmanager
-def logged(screen: Lines, verbosity: int) -> Iterator[None]:
+def logged(screen: Screen) -> Iterator[None]:
     """Show the SDK's log on *screen*: nothing, INFO and above, or everything."""
     logger, handler = hooks.LOGGER, _ScreenHandler(screen)
     before = logger.level
     # Without a handler, Python itself would print warnings, also those of asyncio and aiohttp.
     silent = logging.NullHandler()
     logging.getLogger().addHandler(silent)
-    logger.setLevel({0: logging.CRITICAL, 1: logging.INFO}.get(verbosity, logging.DEBUG))
+    logger.setLevel({0: logging.CRITICAL, 1: logging.INFO}.get(len(screen.verbose), logging.DEBUG))
     logger.addHandler(handler)
     try:
         yield
@@ -298,7 +339,7 @@ def logged(screen: Lines, verbosity: int) -> Iterator[None]:
 
 
 class _ScreenHandler(logging.Handler):
-    def __init__(self, screen: Lines) -> None:
+    def __init__(self, screen: Screen) -> None:
         super().__init__()
         self._screen = screen
 
@@ -309,11 +350,8 @@ class _ScreenHandler(logging.Handler):
 # Output
 
 
-def print_row(row: Mapping[str, Any], output: "Output") -> None:
-    """Print one result: as JSON with every key, or as a table of the values that are known."""
-    if output.json:
-        write(sys.stdout, json.dumps(row, default=datetime.isoformat))
-        return
+def fields(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for each value that is known."""
     known = {key.replace("_", " "): value for key, value in row.items() if value is not None}
     width = max(map(len, known))
     for name, value in known.items():
@@ -323,19 +361,30 @@ def print_row(row: Mapping[str, Any], output: "Output") -> None:
             text = "yes" if value else "no"
         else:
             text = number(value) if isinstance(value, float) else one_line(str(value))
-        write(sys.stdout, f"{name:<{width}}  {text}")
+        yield f"{name:<{width}}  {text}"
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of cells in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        write(sys.stdout, "  ".join(map(str.ljust, row, widths)).rstrip())
+def columns(*rows: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each row, with its cells in columns."""
+    clean = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
+    for row in clean:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
-def number(value: float) -> str:
-    """Return an amount as a person writes it, such as 1,234.5."""
-    return f"{value:,.10g}"
+def counted(count: int, one: str, many: str) -> str:
+    """Return a count with its noun, and with the verb that fits it."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def listed(counts: Mapping[str, int], none: str = "") -> str:
+    """Return the counts that are not 0 in one line, or *none*."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or none
+
+
+def number(value: float | None, none: str = "") -> str:
+    """Return an amount as a person writes it, such as 1,234.5; without one, *none*."""
+    return none if value is None else f"{value:,.10g}"
 
 
 def one_line(text: str) -> str:
@@ -376,7 +425,9 @@ class Lasting:
     def _try(self, work: Callable[..., object], *args: str) -> None:
         try:
             work(*args)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             # A stream that is closed, or has no file descriptor, is left alone.
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123
                 os.dup2(null.fileno(), self._stream.fileno())
+            if getattr(error, "errno", None) == errno.ENOSPC and self._stream is sys.stdout:
+                complain("The output could not be written: the disk is full.")

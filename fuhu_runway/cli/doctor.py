@@ -1,22 +1,19 @@
 """The command that checks a gateway: at no cost, or with one clip."""
 
 import asyncio
-import json
 import os
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import attrs
-from cyclopts import Parameter
 
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import usage_error
 
-from .console import Lines, complain, one_line, write
+from .console import Screen, complain, number, one_line
 from .make import open_command
-from .options import ACCESS, OUTPUT, RESULT, WHOLE, Access, Output, Screen, Target
-from .saving import SAVING, Saving
+from .options import IN_RESULT, WHOLE, Access, Saving, Target
 
 if TYPE_CHECKING:
     from fuhu_runway.doctor import FirstClip, Report, Transcript
@@ -28,11 +25,10 @@ FILE: Final = Path("first-clip.mp4")
 async def doctor(
     *,
     spend: Annotated[int | None, WHOLE] = None,
-    record: Annotated[Path | None, Parameter(group=RESULT)] = None,
-    saving: Saving = SAVING,
-    output: Output = OUTPUT,
-    access: Access = ACCESS,
-    screen: Screen,
+    record: Annotated[Path | None, IN_RESULT] = None,
+    saving: Saving = Saving(),
+    screen: Screen = Screen(),
+    access: Access = Access(),
 ) -> int:
     """
     Check that the key, the address and the gateway fit together, and say what to change if not.
@@ -57,25 +53,28 @@ async def doctor(
     code = 5
     try:
         report = await _examined(access, transcript, screen)
-        if not output.json:
-            _print_findings(report)
+        screen.out(*_lines(report))
         code = 0 if report.fits and report.is_ready else 5
         clip = None
         if spend and report.is_ready:
             clip = await _make_clip(saving, access, screen, transcript)
         elif spend:
             screen.say("No clip was submitted: fix what does not fit, and run this command again.")
-        if output.json:
-            _print_json(report, clip)
-        elif clip is not None:
-            _print_clip(clip)
+        findings = [
+            {**attrs.asdict(finding), "verdict": finding.verdict.value}
+            for finding in report.findings
+        ]
+        row = {"fits": report.fits, "is_ready": report.is_ready, "findings": findings}
+        screen.show(
+            {**row, "clip": clip and attrs.asdict(clip)}, *([_clip_line(clip)] if clip else [])
+        )
     finally:
         if record is not None and not _save(transcript, record, saving, screen):
             code = 5
     return code
 
 
-async def _examined(access: Access, transcript: "Transcript", screen: Lines) -> "Report":
+async def _examined(access: Access, transcript: "Transcript", screen: Screen) -> "Report":
     from fuhu_runway.doctor import examine
 
     key = os.environ.get("FUHU_API_KEY", "") if access.api_key_file is None else access.key()
@@ -87,7 +86,7 @@ async def _examined(access: Access, transcript: "Transcript", screen: Lines) -> 
         raise
 
 
-def _save(transcript: "Transcript", record: Path, saving: Saving, screen: Lines) -> bool:
+def _save(transcript: "Transcript", record: Path, saving: Saving, screen: Screen) -> bool:
     """Save the transcript; if that fails, an error of the clip matters more."""
     try:
         transcript.save(record, overwrite=saving.force)
@@ -99,14 +98,14 @@ def _save(transcript: "Transcript", record: Path, saving: Saving, screen: Lines)
 
 
 async def _make_clip(
-    saving: Saving, access: Access, screen: Lines, transcript: "Transcript"
+    saving: Saving, access: Access, screen: Screen, transcript: "Transcript"
 ) -> "FirstClip":
     from fuhu_runway.doctor import first_clip
 
     async with open_command(screen, Target(access=access), saving) as running:
         running.is_submitting = True
         screen.stage("submitting")
-        clip = await first_clip(
+        return await first_clip(
             running.client,
             path=saving.output_file,
             overwrite=saving.force,
@@ -114,38 +113,23 @@ async def _make_clip(
             transcript=transcript,
             on_accepted=running.accept,
         )
-    screen.close()
-    return clip
 
 
-def _print_findings(report: "Report") -> None:
-    """Print a line for each check, and one for all that were skipped."""
+def _lines(report: "Report") -> Iterator[str]:
+    """Yield a line for each check, and one for all that were skipped."""
     made = [finding for finding in report.findings if not finding.is_skipped]
     width = max(len(finding.verdict.value) for finding in made)
     for finding in made:
         start = f"{finding.verdict.value:<{width}}  {finding.about:<7}  "
-        write(sys.stdout, one_line(f"{start}{finding.found}"))
+        yield one_line(f"{start}{finding.found}")
         if finding.advice:
-            write(sys.stdout, f"{'':<{len(start)}}{one_line(finding.advice)}")
+            yield f"{'':<{len(start)}}{one_line(finding.advice)}"
     skipped = ", ".join(finding.about for finding in report.findings if finding.is_skipped)
     if skipped:
-        write(sys.stdout, f"Skipped because of the findings above: {skipped}")
+        yield f"Skipped because of the findings above: {skipped}"
 
 
-def _print_clip(clip: "FirstClip") -> None:
-    cost = "an unknown number of points" if clip.points is None else f"{clip.points:,g} points"
+def _clip_line(clip: "FirstClip") -> str:
+    cost = f"{number(clip.points, 'an unknown number of')} points"
     took = f"Made in {clip.seconds:,.1f} s for {cost}; polls: {clip.polls:,}"
-    write(sys.stdout, one_line(f"clip: {took}; {clip.host}; saved as {clip.path}"))
-
-
-def _print_json(report: "Report", clip: "FirstClip | None") -> None:
-    findings: list[dict[str, Any]] = [
-        {**attrs.asdict(finding), "verdict": finding.verdict.value} for finding in report.findings
-    ]
-    row = {
-        "fits": report.fits,
-        "is_ready": report.is_ready,
-        "findings": findings,
-        "clip": None if clip is None else attrs.asdict(clip),
-    }
-    write(sys.stdout, json.dumps(row, default=str))
+    return one_line(f"clip: {took}; {clip.host}; saved as {clip.path}")

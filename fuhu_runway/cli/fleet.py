@@ -8,9 +8,7 @@ Rule 2: what is enqueued twice is paid for once.
 import asyncio
 import contextlib
 import logging
-import sys
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,19 +16,26 @@ import attrs
 from cyclopts import App, Parameter
 
 from fuhu_runway import hooks
-from fuhu_runway.errors import UsageError
+from fuhu_runway.errors import JournalError, UsageError
 from fuhu_runway.journal import DATABASE_VARIABLE
 from fuhu_runway.models import DEFAULT_WAIT, Limits, TaskState, usage_error
 
-from .console import Lines, fail, number, print_row, print_table, run, write
-from .journal import job_row, pick, print_job
-from .options import ACCESS, OUTPUT, POSITIVE, RESULT, WHOLE, Access, Output, Screen
-from .tally import CLOCK, trouble_of
+from .batch import checked, run_with_file
+from .console import RESULT, Screen, columns, fail, listed, number
+from .journal import job_line, job_row, pick
+from .options import IN_RESULT, OUT, POSITIVE, WHOLE, Access, InputFile
+from .tally import shown, trouble_of
 
 if TYPE_CHECKING:
     from fuhu_runway.contrib.fleet import Fleet, Status
 
-_RESULT: Final = Parameter(group=RESULT)
+MISSING_RIGHT: Final = "42501"
+"""The SQLSTATE of a statement that the user of the database may not execute."""
+
+GRANT: Final = (
+    "The user needs the right to create tables. As the owner of the database, run: "
+    "GRANT USAGE, CREATE ON SCHEMA public TO the_user; and then this command again."
+)
 
 app: Final = App(
     name="fleet",
@@ -44,27 +49,31 @@ app: Final = App(
 
 
 @app.command
-async def init(*, output: Output = OUTPUT, screen: Screen) -> None:
+async def init(*, screen: Screen = Screen()) -> None:
     """
     Create the tables in the database: run it once, and after each update.
 
     Free. Tables that exist and are up to date are not changed.
     """
-    await new_fleet().init()
+    try:
+        await new_fleet().init()
+    except JournalError as error:
+        if MISSING_RIGHT in error.happened:
+            error.advice = GRANT
+        raise
     screen.info("The tables are ready. Enqueue with: fuhu-runway fleet enqueue FILE")
-    if output.json:
-        print_row({"ready": True}, output)
+    screen.show({"ready": True})
 
 
 @app.command
 def enqueue(
-    file: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    file: InputFile,
     /,
     *,
-    name: Annotated[str | None, _RESULT] = None,
-    skip_bad: Annotated[bool, _RESULT] = False,
-    retry_failed: Annotated[bool, _RESULT] = False,
-    output: Output = OUTPUT,
+    name: Annotated[str | None, IN_RESULT] = None,
+    skip_bad: Annotated[bool, IN_RESULT] = False,
+    retry_failed: Annotated[bool, IN_RESULT] = False,
+    screen: Screen = Screen(),
 ) -> int:
     """
     Add every entry of a file to the queue.
@@ -73,29 +82,22 @@ def enqueue(
     paid for twice.
 
     Args:
-        file: Requests: .txt (one prompt per line), .jsonl or .csv; - reads prompts from stdin.
         name: Name of the batch; by default the file's. Another file needs another name.
         skip_bad: Skip invalid entries of the file.
         retry_failed: Add again what failed earlier.
     """
-    from fuhu_runway.inputs import spooled
 
-    with contextlib.ExitStack() as stack:
-        try:
-            copy = stack.enter_context(spooled(file))
-        except KeyboardInterrupt:
-            return 130
-        folder = file.parent if copy == file else Path()
-        work = partial(
-            _enqueue,
-            copy,
-            folder,
-            name=name or file.name,
-            skip_bad=skip_bad,
-            retry_failed=retry_failed,
-            output=output,
-        )
-        return run(work, output)
+    async def add(copy: Path, folder: Path) -> None:
+        from fuhu_runway.inputs import read_items
+
+        checked(copy, folder, screen, skip_bad=skip_bad)
+        async with new_fleet() as fleet:
+            # Invalid entries were reported by `checked`.
+            items = read_items(copy, skip_bad=id if skip_bad else None, folder=folder)
+            done = await fleet.enqueue(items, name=name or file.name, retry_failed=retry_failed)
+        screen.show(attrs.asdict(done), f"{done.new:,} new, {done.known:,} known already")
+
+    return run_with_file(file, screen, add)
 
 
 @Parameter(name="*", group=RESULT)
@@ -114,9 +116,11 @@ class Work:
         lease: Seconds without a heartbeat after which a worker's jobs go to others.
         grace: Seconds to follow running jobs after Ctrl-C, before they go to others.
         timeout: How long to wait for each clip, in seconds.
+        replace_key: Take up jobs although they were begun with another key, which was revoked. This
+            key must belong to the same account.
     """
 
-    out: str = "clips"
+    out: str = str(OUT)
     in_flight: Annotated[int, WHOLE, POSITIVE] = 500
     rate: Annotated[float | None, POSITIVE] = None
     tasks: Annotated[int | None, WHOLE, POSITIVE] = None
@@ -124,18 +128,12 @@ class Work:
     lease: Annotated[float, POSITIVE] = 30.0
     grace: Annotated[float, POSITIVE] = 60.0
     timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
-
-
-WORK: Final = Work()
+    replace_key: bool = False
 
 
 @app.command
 async def work(
-    *,
-    options: Work = WORK,
-    access: Access = ACCESS,
-    output: Output = OUTPUT,
-    screen: Screen,
+    *, options: Work = Work(), access: Access = Access(), screen: Screen = Screen()
 ) -> int:
     """
     Run a worker: carry out enqueued jobs until Ctrl-C.
@@ -152,31 +150,28 @@ async def work(
         max_points=options.max_points,
         timeout=options.timeout,
         lease=options.lease,
+        replace_key=options.replace_key,
         api_key=access.key(),
         base_url=access.base_url,
         gateway=access.gateway,
         hooks=[screen.watch, progress.watch],
     )
-    from fuhu_runway.contrib.fleet import CUT_OFF_CODE, CutOff
+    from fuhu_runway.contrib.fleet import RESTART_CODE, LeaseExpired
 
     screen.info("working until Ctrl-C")
-    showing = asyncio.create_task(progress.keep_showing(screen))
     try:
-        await fleet.work(in_flight=options.in_flight, grace=options.grace, signals=False)
+        async with shown(screen, lambda: screen.stage(str(progress))):
+            await fleet.work(in_flight=options.in_flight, grace=options.grace, signals=False)
     except asyncio.CancelledError:
-        screen.close()
         screen.stop(f"This worker: {progress}.", "Other workers continue.")
         raise
-    except CutOff as error:
-        screen.close()
-        return fail(error, as_json=output.json, code=CUT_OFF_CODE)
-    finally:
-        showing.cancel()
+    except LeaseExpired as error:
+        return fail(error, screen, RESTART_CODE)
     raise AssertionError  # pragma: no cover  (it works until it is stopped)
 
 
 @app.command
-async def status(*, output: Output = OUTPUT, screen: Screen) -> None:
+async def status(*, screen: Screen = Screen()) -> None:
     """
     Show the workers, the jobs by state, the pace, and what is in doubt.
 
@@ -184,29 +179,35 @@ async def status(*, output: Output = OUTPUT, screen: Screen) -> None:
     """
     async with new_fleet() as fleet:
         now = await fleet.status()
-    if output.json:
-        print_row(_status_row(now), output)
-        return
-    rows = [(str(one.id), f"{one.silent:.0f} s ago", f"{one.jobs:,}") for one in now.workers]
-    print_table([("worker", "heartbeat", "jobs"), *rows])
     counts = {
         "waiting for a worker": now.ready,
-        "waiting for a retry": now.later,
+        "waiting for a retry": now.scheduled,
         "with a worker": now.running,
         **{state.value: count for state, count in now.jobs.items()},
     }
-    write(sys.stdout, ", ".join(f"{n:,} {name}" for name, n in counts.items() if n) or "no jobs")
-    write(sys.stdout, f"{number(now.points)} points spent")
-    rate = "not limited" if now.rate is None else f"{now.rate:.3g} requests a second"
-    held = f", but none for {now.held:.0f} s" * (now.held >= 1)
-    write(sys.stdout, f"pace of all workers: {rate}{held}")
+    idle = "not limited" if now.running else "unknown while no worker has a job"
+    rate = idle if now.rate is None else f"{now.rate:.3g} requests a second"
+    held = f", but none for {now.held:.0f} s" if now.held >= 1 else ""
+    screen.show(
+        _status_row(now),
+        *columns(
+            ("worker", "heartbeat", "jobs"),
+            *(
+                (str(one.id), f"{one.heartbeat_age:.0f} s ago", f"{one.jobs:,}")
+                for one in now.workers
+            ),
+        ),
+        listed(counts, "no jobs"),
+        f"{number(now.points)} points spent",
+        f"pace of all workers: {rate}{held}",
+    )
     if now.doubts:
         command = f'fuhu-runway jobs "${DATABASE_VARIABLE}"'
-        screen.say(f"To see what to do about those in doubt: {command}")
+        screen.info(f"To see what to do about those in doubt: {command}")
 
 
 @app.command
-async def cancel(job: str, /, *, output: Output = OUTPUT, screen: Screen) -> None:
+async def cancel(job: str, /, *, screen: Screen = Screen()) -> None:
     """
     Cancel a job that was not sent, or stop following its task.
 
@@ -224,13 +225,11 @@ async def cancel(job: str, /, *, output: Output = OUTPUT, screen: Screen) -> Non
         except UsageError as error:
             advice = "List the jobs that were begun with `fuhu-runway jobs --journal URL`."
             raise usage_error("job", "No job matches this name.", advice) from error
-    if output.json:
-        print_row({"job": ended and job_row(ended)}, output)
-    elif ended is None:
-        write(sys.stdout, "cancelled: it was not sent, and nothing was charged")
-    else:
-        print_job(ended, output)
-        screen.say("It is no longer followed. Its task continues, and may be paid for.")
+    if ended is None:
+        screen.show({"job": None}, "cancelled: it was not sent, and nothing was charged")
+        return
+    screen.show({"job": job_row(ended)}, job_line(ended))
+    screen.info("It is no longer followed. Its task continues, and may be paid for.")
 
 
 def new_fleet(**settings: Any) -> "Fleet":
@@ -246,40 +245,11 @@ def new_fleet(**settings: Any) -> "Fleet":
     return Fleet(**settings)
 
 
-async def _enqueue(
-    file: Path,
-    folder: Path,
-    screen: Lines,
-    *,
-    name: str,
-    skip_bad: bool,
-    retry_failed: bool,
-    output: Output,
-) -> None:
-    """Check the whole file, then enqueue it."""
-    from fuhu_runway.inputs import check_items, read_items
-
-    def skip(bad: UsageError) -> None:
-        screen.say(f"skipped: {bad.happened} {bad.advice}")
-
-    total = check_items(file, skip_bad=skip if skip_bad else None, folder=folder)
-    if not total:
-        raise usage_error("file", f"{file.name} has no entries.", "Add at least one.")
-    async with new_fleet() as fleet:
-        # Invalid entries were reported by check_items.
-        items = read_items(file, skip_bad=id if skip_bad else None, folder=folder)
-        done = await fleet.enqueue(items, name=name, retry_failed=retry_failed)
-    if output.json:
-        print_row(attrs.asdict(done), output)
-    else:
-        write(sys.stdout, f"{done.new:,} new, {done.known:,} known already")
-
-
 def _status_row(now: "Status") -> dict[str, Any]:
     return {
         "workers": [attrs.asdict(worker) for worker in now.workers],
         "ready": now.ready,
-        "later": now.later,
+        "scheduled": now.scheduled,
         "running": now.running,
         "jobs": {state.value: count for state, count in now.jobs.items() if count},
         "points": now.points,
@@ -314,11 +284,5 @@ class Progress:
                 self.trouble = ""
 
     def __str__(self) -> str:
-        parts = [f"{number:,} {name}" for name, number in self.counts.items()]
-        return ", ".join([*parts, self.trouble] if self.trouble else parts) or "nothing so far"
-
-    async def keep_showing(self, screen: Lines) -> None:
-        """Show the counts whenever they have changed."""
-        while True:
-            screen.stage(str(self))
-            await CLOCK.sleep(screen.interval)
+        parts = filter(None, (listed(self.counts), self.trouble))
+        return ", ".join(parts) or "nothing so far"

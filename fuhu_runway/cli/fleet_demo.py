@@ -17,16 +17,13 @@ from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
-import attrs
-from cyclopts import Parameter
-
 from fuhu_runway.errors import UsageError
 from fuhu_runway.journal import DATABASE_VARIABLE, Job, JobState
 
-from .batch import STATE_NAME
-from .console import Lines, print_row, print_table
+from .console import Screen, columns, counted
 from .fleet import new_fleet
-from .options import OUTPUT, POSITIVE, RESULT, WHOLE, Output, Screen
+from .opening import STATE_NAME
+from .options import IN_RESULT, POSITIVE, WHOLE
 from .tally import CLOCK
 
 if TYPE_CHECKING:
@@ -50,9 +47,8 @@ SPEED: Final = 20.0
 
 async def demo(
     *,
-    prompts: Annotated[int, WHOLE, POSITIVE, Parameter(group=RESULT)] = 60,
-    output: Output = OUTPUT,
-    screen: Screen,
+    prompts: Annotated[int, IN_RESULT, WHOLE, POSITIVE] = 60,
+    screen: Screen = Screen(),
 ) -> int:
     """
     Show on this machine what happens when a worker is killed: no key, no cost.
@@ -77,33 +73,40 @@ async def demo(
             texts = [f"a kitten, take {number}" for number in range(1, prompts + 1)]
             await fleet.enqueue(texts)
             again = await fleet.enqueue(texts)
-            screen.info(f"{prompts:,} prompts enqueued twice: {again.new:,} more jobs")
+            many = counted(prompts, "prompt", "prompts")
+            screen.info(f"{many} enqueued twice: {again.new:,} more jobs")
+            variables = {
+                DATABASE_VARIABLE: url,
+                "FUHU_BASE_URL": gateway["base_url"],
+                "FUHU_API_KEY": gateway["api_key"],
+            }
+            command = ("fleet", "work", "--in-flight", str(IN_FLIGHT), "--lease", f"{LEASE:g}")
             workers = [
-                await stack.enter_async_context(_worker(folder, url, gateway))
+                await stack.enter_async_context(
+                    _process(*command, "--grace", "1", folder=folder, **variables)
+                )
                 for _ in range(WORKERS)
             ]
             screen.info(f"{WORKERS} workers, with {IN_FLIGHT} jobs each")
             await _carried_out(fleet, workers, prompts, screen, log=folder / "log")
-            screen.close()
-            verdict = compare(
+            row = compare(
                 prompts,
                 await fleet.journal.jobs(),
                 read_ledger(folder / STATE_NAME),
                 clips=len(list(folder.glob("clips/*.mp4"))),
             )
     except asyncio.CancelledError:
-        screen.close()
         screen.stop("Nothing is left of the demonstration.")
         raise
-    verdict.report(output)
-    return verdict.code
+    screen.show(row, *_table(row))
+    return 70 if row["paid_twice"] or row["lost"] else 0  # a bug: a promise is broken
 
 
 # The parts
 
 
 @contextlib.contextmanager
-def _database(screen: Lines) -> Iterator[str]:
+def _database(screen: Screen) -> Iterator[str]:
     """Yield the URL of an empty database."""
     from fuhu_runway.contrib.local_postgres import LocalPostgres, temporary_database
 
@@ -151,21 +154,8 @@ async def _simulator(folder: Path) -> AsyncIterator[Mapping[str, str]]:
         yield json.loads(await process.stdout.readline())
 
 
-def _worker(
-    folder: Path, url: str, gateway: Mapping[str, str]
-) -> contextlib.AbstractAsyncContextManager[Process]:
-    """Return the process of a worker."""
-    variables = {
-        DATABASE_VARIABLE: url,
-        "FUHU_BASE_URL": gateway["base_url"],
-        "FUHU_API_KEY": gateway["api_key"],
-    }
-    options = ("--in-flight", str(IN_FLIGHT), "--lease", f"{LEASE:g}", "--grace", "1")
-    return _process("fleet", "work", *options, folder=folder, **variables)
-
-
 async def _carried_out(
-    fleet: "Fleet", workers: Collection[Process], total: int, screen: Lines, *, log: Path
+    fleet: "Fleet", workers: Collection[Process], total: int, screen: Screen, *, log: Path
 ) -> None:
     """Follow the jobs until each has ended, and kill the first worker meanwhile."""
     victim, *others = workers
@@ -184,7 +174,7 @@ async def _carried_out(
         await asyncio.wait({following, *exits})
 
 
-async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Lines) -> None:
+async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Screen) -> None:
     show_at = 0.0
     while True:
         now = await fleet.status()
@@ -192,7 +182,7 @@ async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Lines) ->
         running = now.jobs[JobState.ACCEPTED]
         busy = sum(worker.jobs > 0 for worker in now.workers)
         if CLOCK.now() >= show_at:
-            below = f"{running:,} running, {busy} workers"
+            below = f"{running:,} running, {counted(busy, 'worker', 'workers')}"
             screen.board(f"{over:,} of {total:,}", over / total, "", below)
             show_at = CLOCK.now() + screen.interval
         # Once more tasks were submitted than the other workers can have, and near the end anyway.
@@ -211,68 +201,37 @@ async def _follow(fleet: "Fleet", victim: Process, total: int, screen: Lines) ->
 
 def compare(
     prompts: int, jobs: Collection[Job], ledger: Collection["LedgerEntry"], clips: int
-) -> "Verdict":
-    """Return what gateway, journal and folder say."""
+) -> dict[str, int]:
+    """Return what gateway, journal and folder say; *clips* counts the MP4 files."""
     counts = Counter(job.state for job in jobs)
     times = Counter(entry.prompt for entry in ledger)
     paid_for = {entry.task_id for entry in ledger}
     known = len(paid_for & {job.task_id for job in jobs})
-    in_doubt = counts[JobState.IN_DOUBT]
+    in_doubt, saved = counts[JobState.IN_DOUBT], counts[JobState.SAVED]
     not_over = prompts - sum(count for state, count in counts.items() if state.is_over)
-    return Verdict(
-        prompts=prompts,
-        tasks=len(ledger),
-        paid_twice=sum(count - 1 for count in times.values()),
-        known=known,
-        saved=counts[JobState.SAVED],
-        failed=counts[JobState.FAILED],
-        in_doubt=in_doubt,
-        clips=clips,
-        lost=not_over
-        + max(0, len(paid_for) - known - in_doubt)
-        + max(0, counts[JobState.SAVED] - clips),
+    unaccounted = max(0, len(paid_for) - known - in_doubt)
+    return {
+        "prompts": prompts,
+        "tasks": len(ledger),
+        "known": known,
+        "paid_twice": sum(count - 1 for count in times.values()),
+        "saved": saved,
+        "clips": clips,
+        "failed": counts[JobState.FAILED],
+        "in_doubt": in_doubt,
+        "lost": not_over + unaccounted + max(0, saved - clips),
+    }
+
+
+def _table(row: Mapping[str, int]) -> Iterator[str]:
+    cells = {name: f"{count:,}" for name, count in row.items()}
+    return columns(
+        ("", "gateway's ledger", "journal", "folder"),
+        ("prompts", "", cells["prompts"], ""),
+        ("paid for", cells["tasks"], cells["known"], ""),
+        ("saved", "", cells["saved"], cells["clips"]),
+        ("in doubt", "", cells["in_doubt"], ""),
+        ("failed", "", cells["failed"], ""),
+        ("paid twice", cells["paid_twice"], "", ""),
+        ("lost", cells["lost"], "", ""),
     )
-
-
-@attrs.frozen
-class Verdict:
-    """What the gateway and the journal say in the end."""
-
-    prompts: int
-    #: Tasks in the gateway's ledger.
-    tasks: int
-    #: Tasks beyond the first of a prompt.
-    paid_twice: int
-    saved: int
-    failed: int
-    in_doubt: int
-    #: MP4 files in the folder.
-    clips: int
-    #: Tasks of the ledger that are in the journal.
-    known: int
-    #: What was lost: jobs that have not ended, tasks that are neither in the journal nor in doubt,
-    #: and clips that the journal has as saved and that are not there.
-    lost: int
-
-    @property
-    def code(self) -> int:
-        """The exit code: 70, a bug, if a promise is broken."""
-        return 70 if self.paid_twice or self.lost else 0
-
-    def report(self, output: Output) -> None:
-        """Print the counts."""
-        if output.json:
-            print_row(attrs.asdict(self), output)
-            return
-        print_table(
-            [
-                ("", "gateway's ledger", "journal", "folder"),
-                ("prompts", "", f"{self.prompts:,}", ""),
-                ("paid for", f"{self.tasks:,}", f"{self.known:,}", ""),
-                ("saved", "", f"{self.saved:,}", f"{self.clips:,}"),
-                ("in doubt", "", f"{self.in_doubt:,}", ""),
-                ("failed", "", f"{self.failed:,}", ""),
-                ("paid twice", f"{self.paid_twice:,}", "", ""),
-                ("lost", f"{self.lost:,}", "", ""),
-            ]
-        )

@@ -6,42 +6,31 @@ Rule 2: a job in doubt is left to a person, and the output says what to do.
 """
 
 import asyncio
-import contextlib
-import sys
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import Collection
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
-from cyclopts import Parameter, Token
 
-from fuhu_runway import errors
-from fuhu_runway.journal import BaseJournal, Job, JobState, is_database
+from fuhu_runway.journal import BaseJournal, Job, JobState
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
-from .batch import (
-    OUT,
-    check_target,
-    copied,
-    open_client,
-    opened,
-    state_file_beside,
-)
-from .console import number, one_line, print_row, print_table, write
+from .console import Screen, columns, counted, listed, number, one_line
+from .opening import STATE_NAME, opened, readable, working
 from .options import (
-    OUTPUT,
-    POSITIVE,
-    RESULT,
-    TARGET,
+    IN_RESULT,
+    JOURNAL,
+    OUT,
+    ClipTimeout,
+    JournalArgument,
     JournalPlace,
-    Output,
-    Screen,
     Target,
-    as_typed,
+    existing,
+    on_journal,
 )
-from .tally import AGAIN, Tally, shown
+from .tally import Tally, shown
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
@@ -49,34 +38,14 @@ if TYPE_CHECKING:
 MARK_LENGTH: Final = 10
 """How much of a job's key is shown: a longer one would not fit in 80 columns."""
 
-_RESULT: Final = Parameter(group=RESULT)
-
-
-def _check_exists(_: object, place: JournalPlace) -> None:
-    if isinstance(place, Path) and not place.is_file():
-        raise ValueError("There is no such file.")
-
-
-def _journal(_: object, tokens: Sequence[Token]) -> JournalPlace:
-    place = tokens[0].value
-    if is_database(place):
-        return place
-    if "@" in place or "password=" in place:
-        raise ValueError("The URL of a database begins with postgresql://")
-    path = Path(place)
-    return path / "journal.db" if path.is_dir() else path
-
-
-JOURNAL: Final = Parameter(converter=_journal)
-JournalArgument = Annotated[JournalPlace, JOURNAL, Parameter(validator=_check_exists)]
+LIST_THEM: Final = "List the jobs with `fuhu-runway jobs`."
 
 
 async def jobs(
     journal: Annotated[JournalPlace | None, JOURNAL] = None,
     *,
-    state: Annotated[tuple[JobState, ...], _RESULT] = (),
-    output: Output = OUTPUT,
-    screen: Screen,
+    state: Annotated[tuple[JobState, ...], IN_RESULT] = (),
+    screen: Screen = Screen(),
 ) -> None:
     """
     List the jobs in a journal, and what to do about those in doubt.
@@ -88,44 +57,43 @@ async def jobs(
             clips/journal.db.
         state: List only jobs in this state; can be repeated.
     """
-    journal = journal or OUT / "journal.db"
-    if isinstance(journal, Path) and not journal.is_file():
-        happened = f"There is no journal {str(journal)!r}."
-        raise usage_error("journal", happened, "Pass the journal of a batch, or its folder.")
+    journal = existing(journal or OUT / "journal.db")
     async with readable(journal) as store:
         found = await store.jobs(*state)
         counts = {one.value: n for one, n in (await store.counts()).items() if n}
-    if output.json:
-        print_row({"counts": counts, "jobs": list(map(job_row, found))}, output)
-        return
-    print_table([("key", "input", "state", "points", "sent", "task, error"), *map(cells, found)])
-    write(sys.stdout, ", ".join(f"{n:,} {name}" for name, n in counts.items()) or "no jobs")
+    screen.show(
+        {"counts": counts, "jobs": list(map(job_row, found))},
+        *columns(("key", "input", "state", "points", "sent", "task, error"), *map(cells, found)),
+        listed(counts, "no jobs"),
+    )
     doubts = [job for job in found if job.state is JobState.IN_DOUBT]
     if not doubts:
         return
-    place = as_typed(journal)
-    command = f"fuhu-runway resolve {place}"
-    screen.say("In doubt: sent, but no clear response came back, so points may have been charged.")
-    screen.say(f"To settle them by the gateway's own lists: fuhu-runway reconcile {place}")
+    is_simulated = isinstance(journal, Path) and journal.with_name(STATE_NAME).is_file()
+    simulate = ["--simulate"] if is_simulated else []
+    resolve = partial(on_journal, "resolve", journal)
+    screen.info("In doubt: sent, but no clear response came back, so points may have been charged.")
+    settle = on_journal("reconcile", journal, *simulate)
+    screen.info(f"To settle them by the gateway's own lists: {settle}")
     if any(job.task_id for job in doubts):
-        screen.say(f"If the task in the row is the right one: {command} KEY --found")
-    screen.say(f"If you find the task at the gateway: {command} KEY --task-id ID")
-    screen.say(f"If there is none, and the balance confirms it: {command} KEY --not-accepted")
+        command = resolve("KEY", "--found", *simulate)
+        screen.info(f"If the task in the row is the right one: {command}")
+    command = resolve("KEY", "--task-id", "ID", *simulate)
+    screen.info(f"If you find the task at the gateway: {command}")
+    command = resolve("KEY", "--not-accepted")
+    screen.info(f"If there is none, and the balance confirms it: {command}")
     if sum(job.task_id is None for job in doubts) > 1:
-        screen.say(f"If that is true of all jobs without a task: {command} --all-not-accepted")
-    state_file = state_file_beside(journal)
-    if state_file is not None and state_file.is_file():
-        screen.say(f"A simulated gateway can look them up itself: {command} --simulate")
+        command = resolve("--all-not-accepted")
+        screen.info(f"If that is true of all jobs without a task: {command}")
 
 
 async def resume(
     journal: JournalArgument,
     *,
-    out: Annotated[Path, _RESULT],
-    timeout: Annotated[float, _RESULT, POSITIVE] = DEFAULT_WAIT,
-    output: Output = OUTPUT,
-    target: Target = TARGET,
-    screen: Screen,
+    out: Annotated[Path, IN_RESULT],
+    timeout: ClipTimeout = DEFAULT_WAIT,
+    screen: Screen = Screen(),
+    target: Target = Target(),
 ) -> int:
     """
     Save every clip that is paid for according to a journal, without the original requests.
@@ -133,35 +101,22 @@ async def resume(
     Free, and submits nothing. The files are named after their tasks.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.
         out: Folder for the clips; created if needed.
-        timeout: How long to wait for each clip, in seconds.
     """
-    from fuhu_runway.paths import check_folder
-
-    state_file = state_file_beside(journal)
-    check_target(target, journal, state_file)
-    check_folder(out)
-    async with contextlib.AsyncExitStack() as stack:
-        store = await stack.enter_async_context(opened(journal))
+    tally = Tally()
+    async with working(journal, target, screen, tally.watch, out=out) as (store, client):
         known = await store.jobs(*(state for state in JobState if state.is_unfinished))
         # One clip per task: a gateway may have answered two submissions with the same id.
         paid = {job.task_id: job for job in known}.values()
-        tally = Tally(len(paid))
-        if not paid:
-            screen.say("There is nothing to save.")
-            return tally.report(output, screen, out, journal, []) if output.json else 0
-        client = await open_client(stack, target, screen, store, state_file, tally.watch)
         files = await save_all(client, paid, tally, screen, out=out, timeout=timeout)
-    return tally.report(output, screen, out, journal, files)
+    return tally.report(screen, out, journal, files)
 
 
 async def forget(
     journal: JournalArgument,
     *key: str,
-    force: Annotated[bool, _RESULT] = False,
-    output: Output = OUTPUT,
-    screen: Screen,  # noqa: ARG001  (every command is given one)
+    force: Annotated[bool, IN_RESULT] = False,
+    screen: Screen = Screen(),
 ) -> None:
     """
     Remove a job from a journal, so that the batch treats it as new.
@@ -169,13 +124,11 @@ async def forget(
     Refuses jobs that may be paid for but not saved, unless --force is given.
 
     Args:
-        journal: Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.
         key: Name that `jobs` shows, task id, or beginning of the key.
         force: Remove the job even if a paid clip may be lost.
     """
     if len(key) != 1:  # several places, so that it may also follow --journal
-        advice = "List the jobs with `fuhu-runway jobs`."
-        raise usage_error("key", "forget needs the key of one job.", advice)
+        raise usage_error("key", "forget needs the key of one job.", LIST_THEM)
     async with opened(journal) as store:
         job = await pick(store, key[0])
         if job.state.is_at_risk and not force:
@@ -185,10 +138,7 @@ async def forget(
                 "Use `resume` or `resolve`, or add --force if you accept paying again.",
             )
         await store.forget(job.key)
-    print_job(job, output)
-
-
-COMMANDS: Final = (jobs, resume, forget)
+    screen.show(job_row(job), job_line(job))
 
 
 async def save_all(
@@ -205,9 +155,7 @@ async def save_all(
 
     downloads = asyncio.Semaphore(20)
     files: list[str] = []
-    if not paid:
-        screen.say("There is nothing to save.")
-        return files
+    tally.total = len(paid)
 
     async def save(job: Job) -> None:
         try:
@@ -221,37 +169,18 @@ async def save_all(
             files.append(str(file))
             tally.add(None, clip.id, clip.record.points, refunded=clip.record.refunded)
 
+    if not paid:
+        return files
     try:
-        async with shown(tally, screen, lambda: tally.left):
+        async with shown(screen, lambda: tally.show(screen, tally.left)):
             await asyncio.gather(*map(save, paid))
     except asyncio.CancelledError:
-        screen.stop("The tasks continue.", AGAIN)
+        screen.stop("The tasks continue.", tally.again)
         raise
     return files
 
 
-# Journals and jobs
-
-
-@contextlib.asynccontextmanager
-async def readable(place: JournalPlace) -> AsyncIterator[BaseJournal]:
-    """Yield the journal, or if it cannot be used, as on a read-only disk, a copy with its log."""
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            journal = await stack.enter_async_context(opened(place))
-        except errors.JournalBusy:
-            raise
-        except errors.JournalError as error:
-            if not isinstance(place, Path):
-                raise
-            folder = Path(stack.enter_context(TemporaryDirectory()))
-            try:
-                copy = copied(place, folder)
-            except OSError:
-                raise error from None
-            journal = await stack.enter_async_context(opened(copy))
-        yield journal
-
+# Jobs
 
 _INTERNAL: Final = ("fingerprint", "prompt_hash", "traceparent", "tag", "handed_out_at")
 
@@ -281,24 +210,21 @@ def mark_of(job: Job) -> str:
 
 def cells(job: Job) -> tuple[str, ...]:
     """Return a job as a row of the table."""
-    points = "" if job.points is None else number(job.points)
     sent = moment(job.submitted_at)
+    points = number(job.points)
     return (
-        one_line(mark_of(job)),
-        one_line(job.source or ""),
+        mark_of(job),
+        job.source or "",
         job.state.value,
         f"({points})" if job.refunded else points,
         f"{sent.astimezone():%m-%d %H:%M}" if sent else "unknown" if job.submitted_at else "",
-        one_line(" ".join(filter(None, (job.task_id, job.error)))),
+        " ".join(filter(None, (job.task_id, job.error))),
     )
 
 
-def print_job(job: Job, output: Output) -> None:
-    """Print one job."""
-    if output.json:
-        print_row(job_row(job), output)
-    else:
-        write(sys.stdout, "  ".join(filter(None, cells(job))))
+def job_line(job: Job) -> str:
+    """Return a job in one line."""
+    return one_line("  ".join(filter(None, cells(job))))
 
 
 async def pick(journal: BaseJournal, name: str) -> Job:
@@ -308,6 +234,6 @@ async def pick(journal: BaseJournal, name: str) -> Job:
     if not found and name:
         found = [job for job in every if job.key.startswith(name) or mark_of(job).startswith(name)]
     if len(found) != 1:
-        matches = f"{len(found):,} jobs match" if found else "No job matches"
-        raise usage_error("key", f"{matches} this key.", "List the jobs with `fuhu-runway jobs`.")
+        matches = counted(len(found), "job matches", "jobs match") if found else "No job matches"
+        raise usage_error("key", f"{matches} this key.", LIST_THEM)
     return found[0]

@@ -10,8 +10,7 @@ import contextlib
 import json
 import os
 import re
-import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -37,21 +36,9 @@ from fuhu_runway.models import (
     usage_error,
 )
 
-from .console import Lines, close, print_row, write
-from .options import (
-    ACCESS,
-    GATEWAY,
-    OUTPUT,
-    REQUEST,
-    TARGET,
-    WHOLE,
-    Access,
-    Output,
-    Screen,
-    Target,
-    check_model,
-)
-from .saving import SAVING, SUBMITTING, Saving, Submitting
+from .console import Screen, close, fields
+from .opening import check_journal, open_client
+from .options import GATEWAY, REQUEST, WHOLE, Access, Saving, Submitting, Target, check_model
 from .tally import trouble_of
 
 if TYPE_CHECKING:
@@ -91,7 +78,35 @@ def _check_ratio(_: object, ratio: str | None) -> None:
         raise ValueError(f"Did you mean {meant[1]}:{meant[2]}?")
 
 
-EXTRA: Final = Parameter(converter=_json, accepts_keys=False)
+def _media(_: object, tokens: Sequence[Token]) -> str | Path:
+    return address_or_path(tokens[0].value, Path())
+
+
+IN_REQUEST: Final = Parameter(group=REQUEST)
+Media = Annotated[str | Path, Parameter(converter=_media)]
+Whole = Annotated[int | None, WHOLE]
+YesOrNo = Annotated[bool | None, Parameter(negative=None)]
+Extra = Annotated[
+    dict[str, Any] | None,
+    IN_REQUEST,
+    Parameter(
+        converter=_json,
+        accepts_keys=False,
+        help="More fields for the request's body, as a JSON object.",
+    ),
+]
+Official = Annotated[bool, Parameter(group=GATEWAY, help="The task was submitted with --official.")]
+
+
+Kind = type[TextToVideo | ImageToVideo | OfficialTextToVideo | OfficialImageToVideo]
+
+KINDS: Final[Mapping[tuple[bool, bool], tuple[Kind, str]]] = {
+    (False, False): (TextToVideo, "text to video"),
+    (False, True): (ImageToVideo, "--image alone"),
+    (True, False): (OfficialTextToVideo, "--official alone"),
+    (True, True): (OfficialImageToVideo, "--official and --image"),
+}
+"""The kind of request without and with --official and --image, and what errors call it."""
 
 
 @Parameter(name="*", group=REQUEST)
@@ -116,24 +131,23 @@ class RequestOptions:
         seed: The same seed gives similar clips; with --official.
         watermark: Whether the clip has a watermark; with --official and --image.
         audio: Whether the clip has sound, for models such as veo3.1; with --official.
-        extra: More fields for the request's body, as a JSON object.
         official: Use the official request format.
     """
 
-    image: str | None = None
-    last_image: str | None = None
+    image: Media | None = None
+    last_image: Media | None = None
     image_as_end_frame: bool | None = None
     flip: bool | None = None
     ratio: Annotated[str | None, Parameter(validator=_check_ratio)] = None
-    seconds: Annotated[int | None, WHOLE] = None
+    seconds: Whole = None
     model: str | None = None
     any_model: bool = False
     style: str | None = None
     motion: Annotated[MotionVector | None, Parameter(converter=_motion, accepts_keys=False)] = None
-    seed: Annotated[int | None, WHOLE] = None
-    watermark: Annotated[bool | None, Parameter(negative=None)] = None
-    audio: Annotated[bool | None, Parameter(negative=None)] = None
-    extra: Annotated[dict[str, Any] | None, EXTRA] = None
+    seed: Whole = None
+    watermark: YesOrNo = None
+    audio: YesOrNo = None
+    extra: Extra = None
     official: bool = False
 
     def request(self, prompt: str) -> Generation:
@@ -143,32 +157,22 @@ class RequestOptions:
         Raises:
             UsageError: An option cannot be used in this kind of request.
         """
-        kind: type[TextToVideo | ImageToVideo | OfficialTextToVideo | OfficialImageToVideo]
-        if self.official and self.image is not None:
-            kind, format_, advice = OfficialImageToVideo, "--official", "Remove one of them."
-        elif self.official:
-            kind, format_, advice = OfficialTextToVideo, "--official alone", "Remove one of them."
-        elif self.image is not None:
-            kind, format_, advice = ImageToVideo, "--image alone", "Add --official, or remove it."
-        else:
-            kind, format_, advice = TextToVideo, "text to video", "Add --image, or remove it."
+        kind, called = KINDS[self.official, self.image is not None]
         options = attrs.asdict(self, recurse=False).items()
         given = {name: value for name, value in options if value is not None}
         del given["official"]
-        for name in given.keys() & {"image", "last_image"}:
-            given[name] = address_or_path(given[name], Path())
         if not given.pop("any_model"):
             check_model(given.get("model"))
         for name in given.keys() - attrs.fields_dict(kind).keys():
             option = f"--{name.replace('_', '-')}"
-            raise usage_error(name, f"{option} cannot be used with {format_}.", advice)
+            others = [other for one, other in KINDS.values() if name in attrs.fields_dict(one)]
+            raise usage_error(
+                name,
+                f"{option} cannot be used with {called}.",
+                f"Use it with {' or '.join(others)}, or remove it.",
+            )
         return kind(prompt=prompt, **given)
 
-
-REQUEST_OPTIONS: Final = RequestOptions()
-_REQUEST: Final = Parameter(group=REQUEST)
-_GATEWAY: Final = Parameter(group=GATEWAY)
-_NO_SECONDS: Final = Parameter(negative=None, negative_none="no-")
 
 # Commands
 
@@ -177,11 +181,10 @@ async def generate(
     prompt: str,
     /,
     *,
-    options: RequestOptions = REQUEST_OPTIONS,
-    submitting: Submitting = SUBMITTING,
-    output: Output = OUTPUT,
-    target: Target = TARGET,
-    screen: Screen,
+    options: RequestOptions = RequestOptions(),
+    submitting: Submitting = Submitting(),
+    screen: Screen = Screen(),
+    target: Target = Target(),
 ) -> None:
     """
     Generate a clip from a prompt, or from an image and a prompt, and save it.
@@ -191,24 +194,23 @@ async def generate(
     Args:
         prompt: What the clip shows; in any language.
     """
-    await _make(options.request(prompt), submitting, output, target, screen)
+    await _make(options.request(prompt), submitting, target, screen)
 
 
 async def restyle(
-    video: str,
+    video: Media,
     prompt: str,
     /,
     *,
-    structure_transformation: Annotated[float, _REQUEST] = 0.5,
-    seconds: Annotated[int | None, _REQUEST, WHOLE, _NO_SECONDS] = 5,
-    flip: Annotated[bool, _REQUEST] = False,
-    model: Annotated[str, _REQUEST] = DEFAULT_MODEL,
-    any_model: Annotated[bool, _REQUEST] = False,
-    extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
-    submitting: Submitting = SUBMITTING,
-    output: Output = OUTPUT,
-    target: Target = TARGET,
-    screen: Screen,
+    structure_transformation: Annotated[float, IN_REQUEST] = 0.5,
+    seconds: Annotated[Whole, IN_REQUEST, Parameter(negative=None, negative_none="no-")] = 5,
+    flip: Annotated[bool, IN_REQUEST] = False,
+    model: Annotated[str, IN_REQUEST] = DEFAULT_MODEL,
+    any_model: Annotated[bool, IN_REQUEST] = False,
+    extra: Extra = None,
+    submitting: Submitting = Submitting(),
+    screen: Screen = Screen(),
+    target: Target = Target(),
 ) -> None:
     """
     Redraw a clip in another style, and save it.
@@ -223,35 +225,33 @@ async def restyle(
         flip: Portrait instead of landscape.
         model: Name of the model.
         any_model: Send the model's name as it is, even if it looks mistyped.
-        extra: More fields for the request's body, as a JSON object.
     """
     if not any_model:
         check_model(model)
     request = VideoToVideo(
-        address_or_path(video, Path()),
+        video,
         prompt,
         structure_transformation=structure_transformation,
         seconds=seconds,
         flip=flip,
         model=model,
-        extra={} if extra is None else extra,
+        extra=extra or {},
     )
-    await _make(request, submitting, output, target, screen)
+    await _make(request, submitting, target, screen)
 
 
 async def act(
-    video: str,
-    image: str | None = None,
+    video: Media,
+    image: Media | None = None,
     /,
     *,
-    character_video: Annotated[str | None, _REQUEST] = None,
-    motion_multiplier: Annotated[int | None, _REQUEST, WHOLE] = None,
-    flip: Annotated[bool | None, _REQUEST, Parameter(negative=None)] = None,
-    extra: Annotated[dict[str, Any] | None, _REQUEST, EXTRA] = None,
-    submitting: Submitting = SUBMITTING,
-    output: Output = OUTPUT,
-    target: Target = TARGET,
-    screen: Screen,
+    character_video: Annotated[Media | None, IN_REQUEST] = None,
+    motion_multiplier: Annotated[Whole, IN_REQUEST] = None,
+    flip: Annotated[YesOrNo, IN_REQUEST] = None,
+    extra: Extra = None,
+    submitting: Submitting = Submitting(),
+    screen: Screen = Screen(),
+    target: Target = Target(),
 ) -> None:
     """
     Transfer a performance to a character, and save the clip.
@@ -264,28 +264,25 @@ async def act(
         character_video: URL or file of a clip of the character, instead of the image.
         motion_multiplier: How strongly the character moves, from 1 to 5.
         flip: Portrait instead of landscape.
-        extra: More fields for the request's body, as a JSON object.
     """
-    here = Path()
     request = ActOne(
-        address_or_path(video, here),
-        image and address_or_path(image, here),
-        character_video=character_video and address_or_path(character_video, here),
+        video,
+        image,
+        character_video=character_video,
         motion_multiplier=motion_multiplier,
         flip=flip,
-        extra={} if extra is None else extra,
+        extra=extra or {},
     )
-    await _make(request, submitting, output, target, screen)
+    await _make(request, submitting, target, screen)
 
 
 async def submit(
     kind: str,
     /,
     *fields: str,
-    submitting: Submitting = SUBMITTING,
-    output: Output = OUTPUT,
-    target: Target = TARGET,
-    screen: Screen,
+    submitting: Submitting = Submitting(),
+    screen: Screen = Screen(),
+    target: Target = Target(),
 ) -> None:
     """
     Submit a request of any kind, and save the clip.
@@ -312,18 +309,17 @@ async def submit(
                 "fields", "A field is not written as name=value.", "Put values in quotes."
             )
     request = request_of(kind, {name: value for name, _, value in pairs})
-    await _make(request, submitting, output, target, screen)
+    await _make(request, submitting, target, screen)
 
 
 async def wait(
     task_id: str,
     /,
     *,
-    saving: Saving = SAVING,
-    output: Output = OUTPUT,
-    access: Access = ACCESS,
-    official: Annotated[bool, _GATEWAY] = False,
-    screen: Screen,
+    saving: Saving = Saving(),
+    screen: Screen = Screen(),
+    access: Access = Access(),
+    official: Official = False,
 ) -> None:
     """
     Wait for a task that was submitted before, and save its clip.
@@ -332,7 +328,6 @@ async def wait(
 
     Args:
         task_id: Id that was shown when the task was accepted.
-        official: The task was submitted with --official.
     """
     from fuhu_runway.paths import check_target
 
@@ -345,17 +340,16 @@ async def wait(
             prompt = (await task.refresh()).prompt
         running.plan(task, prompt)
         check_target(running.path, overwrite=saving.force)
-        await running.finish(task, output)
+        await running.finish(task)
 
 
 async def feed(
     task_id: str,
     /,
     *,
-    output: Output = OUTPUT,
-    access: Access = ACCESS,
-    official: Annotated[bool, _GATEWAY] = False,
-    screen: Screen,
+    screen: Screen = Screen(),
+    access: Access = Access(),
+    official: Official = False,
 ) -> None:
     """
     Show the current state of a task.
@@ -364,20 +358,19 @@ async def feed(
 
     Args:
         task_id: Id that was shown when the task was accepted.
-        official: The task was submitted with --official.
     """
     async with open_command(screen, Target(access=access)) as running:
-        print_row(_record_row(await running.client.feed(task_id, official=official)), output)
+        row = _record_row(await running.client.feed(task_id, official=official))
+    screen.show(row, *fields(row))
 
 
-async def balance(*, output: Output = OUTPUT, target: Target = TARGET, screen: Screen) -> None:
+async def balance(*, screen: Screen = Screen(), target: Target = Target()) -> None:
     """Show the remaining balance, in the gateway's unit."""
+    target.check()
     async with open_command(screen, target) as running:
         found = await running.client.balance()
-    print_row(attrs.asdict(found, filter=attrs.filters.exclude("raw")), output)
-
-
-COMMANDS: Final = (generate, restyle, act, submit, wait, feed, balance)
+    row = attrs.asdict(found, filter=attrs.filters.exclude("raw"))
+    screen.show(row, *fields(row))
 
 
 # One command while it runs
@@ -387,7 +380,7 @@ COMMANDS: Final = (generate, restyle, act, submit, wait, feed, balance)
 class RunningCommand:
     """One command while it runs: its client, and what to print if it has to stop."""
 
-    screen: Lines
+    screen: Screen
     target: Target
     saving: Saving
     client: "Client" = attrs.field(init=False)
@@ -429,7 +422,7 @@ class RunningCommand:
             words.append("--force")
         self.command = command_line(*words)
 
-    async def finish(self, task: "Task", output: Output) -> None:
+    async def finish(self, task: "Task") -> None:
         """Wait for the task, save its clip, and print the result."""
 
         def show(progress: "Progress") -> None:
@@ -451,11 +444,8 @@ class RunningCommand:
         points = clip.record.points
         cost = "" if points is None else f", {points:,g} points"
         self.screen.info(f"saved: {size}{cost}")
-        self.screen.close()
-        if output.json:
-            print_row({**_record_row(clip.record), "file": str(self.path)}, output)
-        else:
-            write(sys.stdout, str(self.path))
+        row = {**_record_row(clip.record), "file": str(self.path)}
+        self.screen.show(row, str(self.path))
 
     async def stop(self) -> None:
         """Wait for the response to a paid request in flight, and print how to continue."""
@@ -464,7 +454,6 @@ class RunningCommand:
             await close(self.client, self.screen, awaited)
             for task in self.client.unfinished:
                 self.accept(task)
-        self.screen.close()
         error = self.unclaimed.error if self.unclaimed else None
         if error == errors.SubmissionInDoubt.__name__:
             self.screen.stop(
@@ -483,10 +472,19 @@ class RunningCommand:
 
 
 async def _make(
-    request: Generation, submitting: Submitting, output: Output, target: Target, screen: Lines
+    request: Generation, submitting: Submitting, target: Target, screen: Screen
 ) -> None:
     """Submit, and unless --no-wait is given, wait and save."""
-    submitting.check(target)
+    if target.simulate and (submitting.no_wait or submitting.journal):
+        raise usage_error(
+            "simulate",
+            "--simulate cannot be combined with --no-wait or --journal: its tasks end with "
+            "the command.",
+            "Remove it, or start a gateway with `fuhu-runway simulate`.",
+        )
+    target.check()
+    if submitting.journal is not None:
+        check_journal(target, submitting.journal)
     async with open_command(screen, target, submitting.saving, submitting.journal) as running:
         submitting.saving.check(getattr(request, "prompt", None))
         running.is_submitting = True
@@ -494,22 +492,18 @@ async def _make(
         task = await running.client.submit(request)
         running.accept(task)  # before anything else, so that the id is not lost
         if not submitting.no_wait:
-            await running.finish(task, output)
-        elif output.json:
-            print_row({"task_id": task.id, "command": running.command}, output)
-        else:
-            screen.info(f"To get the clip later: {running.command}")
-            screen.close()
-            write(sys.stdout, task.id)
+            await running.finish(task)
+            return
+        screen.info(f"To get the clip later: {running.command}")
+        screen.show({"task_id": task.id, "command": running.command}, task.id)
 
 
 @contextlib.asynccontextmanager
 async def open_command(
-    screen: Lines, target: Target, saving: Saving = SAVING, journal: Path | None = None
+    screen: Screen, target: Target, saving: Saving = Saving(), journal: Path | None = None
 ) -> AsyncIterator[RunningCommand]:
     """Open a client for one command; if the command has to stop, say how to continue."""
     running = RunningCommand(screen, target, saving)
-    target.check()
     simulator = None
     if target.simulate:
         from fuhu_runway.testing.simulator import Simulator
@@ -522,8 +516,8 @@ async def open_command(
             feed_verb="any",
         )
     async with contextlib.AsyncExitStack() as stack:
-        running.client = await target.open(
-            stack, screen, simulator, hooks=[running.watch], journal=journal
+        running.client = await open_client(
+            stack, target, screen, simulator, hooks=[running.watch], journal=journal
         )
         try:
             yield running

@@ -1,38 +1,33 @@
-"""Options that several commands share: what is printed, and which gateway is used."""
+"""Options that several commands share: which gateway and journal, and where a clip is saved."""
 
-import contextlib
 import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
-from urllib.parse import urlsplit
+from typing import Annotated, Final
 
 import attrs
 from cyclopts import Group, Parameter, Token
 
 from fuhu_runway._journal.file import command_line
 from fuhu_runway.account import Account
-from fuhu_runway.journal import DATABASE_VARIABLE
-from fuhu_runway.models import MODELS, Gateway, PollPolicy, usage_error
-from fuhu_runway.uploads import GatewayFiles
+from fuhu_runway.journal import DATABASE_VARIABLE, is_database
+from fuhu_runway.models import DEFAULT_WAIT, MODELS, usage_error
 
-from .console import Lines
-
-if TYPE_CHECKING:
-    from fuhu_runway.client import Client
-    from fuhu_runway.testing.simulator import Simulator
+from .console import RESULT
 
 REQUEST: Final = Group("Request", sort_key=1)
-RESULT: Final = Group("Result", sort_key=2)
 GATEWAY: Final = Group("Gateway", sort_key=3)
 
-JournalPlace = Path | str
-"""Where a journal is: the path of a file, or the URL of a database."""
+OUT: Final = Path("clips")
+"""The folder for clips by default."""
 
-SIMULATED_POLLING: Final = PollPolicy(first=0.1, max_interval=0.5)
+NAME_BYTES: Final = 60
+"""How much of a prompt is in a file name, in bytes; more might leave no room for the id."""
+
+# Values
 
 
 def _whole_number(_: object, tokens: Sequence[Token]) -> int:
@@ -52,13 +47,9 @@ def _check_gateway(_: object, name: str | None) -> None:
     from fuhu_runway._wire.tables import GATEWAYS
 
     if name is not None and name not in GATEWAYS:
-        raise ValueError(f"{did_you_mean(name, GATEWAYS)}Use one of {', '.join(GATEWAYS)}.")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a question that names the most similar word; "" if there is none."""
-    close = difflib.get_close_matches(word.lower(), list(known), 1)
-    return f"Did you mean {close[0]}? " if close else ""
+        close = difflib.get_close_matches(name.lower(), GATEWAYS, 1)
+        question = f"Did you mean {close[0]}? " if close else ""
+        raise ValueError(f"{question}Use one of {', '.join(GATEWAYS)}.")
 
 
 def check_model(name: str | None) -> None:
@@ -78,35 +69,68 @@ def check_model(name: str | None) -> None:
         )
 
 
-def as_typed(journal: JournalPlace) -> str:
-    """Return the place as an argument for a shell, without the password of a database."""
-    return command_line(str(journal)) if isinstance(journal, Path) else f'"${DATABASE_VARIABLE}"'
-
-
 WHOLE: Final = Parameter(converter=_whole_number)
 POSITIVE: Final = Parameter(validator=_check_positive)
 
-Screen = Annotated[Lines, Parameter(parse=False)]
-"""What a command shows its progress on; `app.main` passes it."""
+IN_RESULT: Final = Parameter(group=RESULT)
+
+InputFile = Annotated[
+    Path,
+    Parameter(
+        allow_leading_hyphen=True,
+        help="Requests: .txt (one prompt per line), .jsonl or .csv; - reads prompts from stdin.",
+    ),
+]
+ClipTimeout = Annotated[
+    float, IN_RESULT, POSITIVE, Parameter(help="How long to wait for each clip, in seconds.")
+]
+
+# Journals
+
+JournalPlace = Path | str
+"""Where a journal is: the path of a file, or the URL of a database."""
 
 
-@Parameter(name="*", group=RESULT)
-@attrs.frozen(kw_only=True)
-class Output:
-    """
-    What is printed.
+def _journal(_: object, tokens: Sequence[Token]) -> JournalPlace:
+    place = tokens[0].value
+    if is_database(place):
+        return place
+    if "@" in place or "password=" in place:
+        raise ValueError("The URL of a database begins with postgresql://")
+    path = Path(place)
+    return path / "journal.db" if path.is_dir() else path
 
-    Args:
-        json: Print one JSON object and no progress; if the command fails, the object says what
-            happened.
-        quiet: Show only the result, the ids of paid tasks, and errors.
-        verbose: Log what the SDK does; -vv logs everything and shows where errors come from.
-    """
 
-    json: bool = False
-    quiet: Annotated[bool, Parameter(alias="-q")] = False
-    # cyclopts itself counts flags only from 4.1 on.
-    verbose: Annotated[tuple[bool, ...], Parameter(alias="-v")] = ()
+def existing(place: JournalPlace) -> JournalPlace:
+    """Return the journal if it exists, as far as that can be seen without opening it."""
+    if isinstance(place, Path) and not place.is_file():
+        happened = f"There is no journal {str(place)!r}."
+        raise usage_error("journal", happened, "Pass the journal of a batch, or its folder.")
+    return place
+
+
+def _check_exists(_: object, place: JournalPlace) -> None:
+    existing(place)
+
+
+JOURNAL: Final = Parameter(converter=_journal)
+JournalArgument = Annotated[
+    JournalPlace,
+    JOURNAL,
+    Parameter(
+        validator=_check_exists,
+        help="Journal of a batch, such as clips/journal.db, its folder, or the URL of a database.",
+    ),
+]
+
+
+def on_journal(command: str, journal: JournalPlace, *words: str) -> str:
+    """Return a command about a journal for a shell, without the password of a database."""
+    place = command_line(str(journal)) if isinstance(journal, Path) else f'"${DATABASE_VARIABLE}"'
+    return " ".join(filter(None, ("fuhu-runway", command, place, command_line(*words))))
+
+
+# The gateway
 
 
 @Parameter(name="*", group=GATEWAY)
@@ -131,7 +155,7 @@ class Access:
             if value is not None:
                 yield from (f"--{name.replace('_', '-')}", str(value))
 
-    def key(self) -> str:
+    def key(self, advice: str = "") -> str:
         """Return the key. It is never an argument: other processes can read those."""
         if self.api_key_file is None:
             key = os.environ.get("FUHU_API_KEY", "")
@@ -139,7 +163,7 @@ class Access:
                 raise usage_error(
                     "api_key",
                     "No API key was given.",
-                    "Set FUHU_API_KEY or use --api-key-file. With --simulate, no key is needed.",
+                    f"Set FUHU_API_KEY or use --api-key-file. {advice}".rstrip(),
                 )
             return key
         try:
@@ -154,9 +178,6 @@ class Access:
         return key
 
 
-ACCESS: Final = Access()
-
-
 @Parameter(name="*", group=GATEWAY)
 @attrs.frozen(kw_only=True)
 class Target:
@@ -167,13 +188,19 @@ class Target:
         simulate: Use a simulated gateway on this machine: no key, no cost.
     """
 
-    access: Access = ACCESS
+    access: Access = Access()
     simulate: bool = False
+
+    def words(self) -> Iterator[str]:
+        """Return the options that select the same gateway again."""
+        yield from self.access.words()
+        if self.simulate:
+            yield "--simulate"
 
     def check(self) -> None:
         """Raise unless there is a key, or a simulated gateway that needs none."""
         if not self.simulate:
-            self.access.key()
+            self.access.key("With --simulate, no key is needed.")
             Account.from_env()
         elif self.access.base_url or self.access.api_key_file:
             raise usage_error(
@@ -182,39 +209,56 @@ class Target:
                 "Remove --simulate, or the options of the real gateway.",
             )
 
-    async def open(
-        self,
-        stack: contextlib.AsyncExitStack,
-        screen: Lines,
-        simulator: "Simulator | None",
-        **settings: Any,
-    ) -> "Client":
-        """Return a client of the gateway, or of *simulator*; *stack* closes both."""
-        from fuhu_runway._wire.tables import GATEWAYS
-        from fuhu_runway.client import Client
 
-        if simulator is None:
-            key, url = self.access.key(), self.access.base_url
-            settings["account"] = Account.from_env()
-            settings["hooks"] = [screen.watch, *settings.get("hooks", ())]
-        else:
-            await stack.enter_async_context(simulator)
-            screen.say("simulated: a gateway on this machine, no key, no cost")
-            key, url = simulator.api_key, simulator.base_url
-            settings["polling"] = SIMULATED_POLLING
-            settings["account"] = Account(simulator.access_token, simulator.user_id)
-        gateway: Gateway | str | None = self.access.gateway
-        row = GATEWAYS.get(self.access.gateway or "fuhuapi")
-        if row is not None and simulator is not None:
-            gateway = row = attrs.evolve(row, files_path="/v1/files")  # any simulated one has it
-        if row is not None and row.files_path is not None:
-            settings["uploads"] = GatewayFiles()
-        client = Client(key, base_url=url, gateway=gateway, **settings)
-        address = urlsplit(client.gateway.base_url or "")
-        port = address.port or (80 if address.scheme == "http" else 443)
-        screen.address = f"{address.netloc.removesuffix(f':{port}')}:{port}"
-        return await stack.enter_async_context(client)
+# The clip
 
 
-OUTPUT: Final = Output()
-TARGET: Final = Target()
+@Parameter(name="*", group=RESULT)
+@attrs.frozen(kw_only=True)
+class Saving:
+    """
+    Where the clip is saved, and how long to wait for it.
+
+    Args:
+        output_file: File to save the clip in; by default named after the prompt and the task.
+        force: Replace the file if it exists.
+        timeout: How long to wait for the clip, in seconds.
+    """
+
+    output_file: Annotated[Path | None, Parameter(name=("--output", "-o"))] = None
+    force: bool = False
+    timeout: Annotated[float, POSITIVE] = DEFAULT_WAIT
+
+    def check(self, prompt: str | None) -> None:
+        """Raise unless the clip can be saved; called before it is paid for."""
+        from fuhu_runway.paths import check_target
+
+        # A default name contains the id, which is not known yet, so it cannot be taken.
+        path = self.path(prompt, "task")
+        check_target(path, overwrite=self.force or self.output_file is None)
+
+    def path(self, prompt: str | None, task_id: str) -> Path:
+        """Return where the clip of a task is saved."""
+        from fuhu_runway._clip_files import encodable
+        from fuhu_runway.paths import safe_name
+
+        if self.output_file is not None:
+            return self.output_file
+        start = encodable(prompt or "clip").encode()[:NAME_BYTES].decode(errors="ignore")
+        return Path(safe_name(f"{start}-{task_id}"))
+
+
+@Parameter(name="*", group=RESULT)
+@attrs.frozen(kw_only=True)
+class Submitting:
+    """
+    What happens to a task after it is submitted.
+
+    Args:
+        no_wait: Print the task's id as soon as the task is accepted, and do not wait for its clip.
+        journal: Journal to record the task in; created if needed.
+    """
+
+    saving: Saving = Saving()
+    no_wait: bool = False
+    journal: Path | None = None

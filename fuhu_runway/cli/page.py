@@ -1,5 +1,5 @@
 """
-The page of a batch: one HTML file with clips, prompts, points, times and a plot of durations.
+The page of a batch: one HTML file with clips, prompts, points and times.
 
 Rule 1: it needs nothing but the clips beside it: no scripts, and no address anywhere else.
 Rule 2: everything that is shown is escaped; most of it comes from a gateway or a file of prompts.
@@ -8,16 +8,17 @@ Rule 2: everything that is shown is escaped; most of it comes from a gateway or 
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
-from statistics import median
 from typing import Final
 
 import attrs
 
+from fuhu_runway.journal import LONGEST, Job
+
+from .console import listed, number
+from .journal import mark_of, moment
+
 MARK: Final = "<!DOCTYPE html>\n<!-- Written by fuhu-runway report; it may be replaced. -->\n"
 """How each page begins: a file that begins otherwise is not ours."""
-
-BARS: Final = 20
-"""Bars in the plot; with more, a small batch would rarely have two clips in one bar."""
 
 STYLE: Final = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -27,7 +28,6 @@ article { border: 1px solid #868e98; border-radius: 6px; padding: .75rem; }
 article, p { overflow-wrap: anywhere; margin: 0; }
 video { width: 100%; max-height: 24rem; }
 small { opacity: .8; }
-svg { width: 100%; max-width: 40rem; fill: currentColor; font-size: 12px; }
 """
 
 
@@ -35,32 +35,45 @@ svg { width: 100%; max-width: 40rem; fill: currentColor; font-size: 12px; }
 class Card:
     """One job, as the page shows it."""
 
-    #: Its name: a custom id, or the beginning of its key.
-    name: str
-    state: str
-    #: File and line of its request.
-    source: str | None = None
+    job: Job
     prompt: str | None = None
+    #: What its error means for the money.
+    money: str | None = None
     #: The URL of its clip, relative to the page.
     video: str | None = None
-    #: Why it has no clip, and what that means for the money.
-    note: str | None = None
-    task_id: str | None = None
-    points: float | None = None
-    refunded: bool = False
-    #: When it was sent.
-    sent: str | None = None
-    #: How long the gateway took, in seconds.
-    took: float | None = None
+
+    def html(self) -> str:
+        """Return its element."""
+        job, name = self.job, _text(mark_of(self.job))
+        points = took = None
+        if job.points is not None:
+            points = f"{number(job.points)} points{' (refunded)' if job.refunded else ''}"
+        seconds = (job.finished_at or 0.0) - (job.accepted_at or 0.0)
+        if job.accepted_at is not None and 0 < seconds < LONGEST:
+            took = f"took {seconds:,.0f} s" if seconds >= 10 else f"took {seconds:.1f} s"
+        at = moment(job.submitted_at)
+        sent = f"{at.astimezone():%Y-%m-%d %H:%M}" if at else None
+        facts = filter(None, (mark_of(job), job.source, points, took, sent, job.task_id))
+        note = f"{job.error} {self.money or ''}" if job.error else ""
+        parts = [
+            self.video
+            and f'<video controls preload="metadata" src="{_text(self.video)}"'
+            f' title="Clip of {name}"></video>',
+            self.prompt and f"<p>{_text(self.prompt)}</p>",
+            f"<p><strong>{job.state.value}</strong> {_text(note)}</p>",
+            f"<small>{' · '.join(map(_text, facts))}</small>",
+        ]
+        return f"<article>{''.join(filter(None, parts))}</article>"
 
 
 def page(title: str, cards: Sequence[Card], made_at: str) -> str:
     """Return the page of these jobs."""
-    states = Counter(card.state for card in cards)
-    counts = ", ".join(f"{count:,} {state}" for state, count in states.items()) or "no jobs"
-    spent = sum(card.points or 0.0 for card in cards if not card.refunded)
-    back = sum(card.points or 0.0 for card in cards if card.refunded)
-    points = f"{spent:,.10g} points spent, {back:,.10g} refunded"
+    jobs = [card.job for card in cards]
+    counts = listed(Counter(job.state.value for job in jobs), "no jobs")
+    spent, back = (
+        number(sum(job.points or 0.0 for job in jobs if job.refunded == is_refunded))
+        for is_refunded in (False, True)
+    )
     return "\n".join(
         [
             f'{MARK}<html lang="en">',
@@ -69,59 +82,13 @@ def page(title: str, cards: Sequence[Card], made_at: str) -> str:
             f"<title>{_text(title)}</title>",
             f"<style>{STYLE}</style>",
             f"<h1>{_text(title)}</h1>",
-            f"<p>{_text(counts)}. {points}. Made {_text(made_at)}.</p>",
-            plot([card.took for card in cards if card.took is not None]),
+            f"<p>{counts}. {spent} points spent, {back} refunded. Made {_text(made_at)}.</p>",
             "<main>",
-            *map(_article, cards),
+            *(card.html() for card in cards),
             "</main>",
             "</html>\n",
         ]
     )
-
-
-def _article(card: Card) -> str:
-    points = None
-    if card.points is not None:
-        points = f"{card.points:,.10g} points{' (refunded)' if card.refunded else ''}"
-    took = None if card.took is None else f"took {_seconds(card.took)}"
-    facts = filter(None, (card.name, card.source, points, took, card.sent, card.task_id))
-    parts = [
-        card.video
-        and f'<video controls preload="metadata" src="{_text(card.video)}"'
-        f' title="Clip of {_text(card.name)}"></video>',
-        card.prompt and f"<p>{_text(card.prompt)}</p>",
-        f"<p><strong>{_text(card.state)}</strong> {_text(card.note or '')}</p>",
-        f"<small>{' · '.join(map(_text, facts))}</small>",
-    ]
-    return f"<article>{''.join(filter(None, parts))}</article>"
-
-
-def plot(seconds: Sequence[float]) -> str:
-    """Return a histogram of durations as SVG; empty if there is nothing to compare."""
-    least, most = min(seconds, default=0.0), max(seconds, default=0.0)
-    if _seconds(least) == _seconds(most):
-        return ""
-    bars = Counter(min(int((one - least) / (most - least) * BARS), BARS - 1) for one in seconds)
-    highest = max(bars.values())
-    boxes = "".join(
-        f'<rect x="{bar * 30 + 1}" y="{110 - 100 * count / highest:.1f}" width="28"'
-        f' height="{100 * count / highest:.1f}"><title>{count:,}</title></rect>'
-        for bar, count in sorted(bars.items())
-    )
-    label = (
-        f"{len(seconds):,} clips took {_seconds(least)} to {_seconds(most)}, "
-        f"half of them up to {_seconds(median(seconds))}"
-    )
-    return (
-        f"<h2>Durations</h2><p>{label}.</p>"
-        f'<svg viewBox="0 0 600 130" role="img" aria-label="{label}">{boxes}'
-        f'<text x="0" y="126">{_seconds(least)}</text>'
-        f'<text x="600" y="126" text-anchor="end">{_seconds(most)}</text></svg>'
-    )
-
-
-def _seconds(duration: float) -> str:
-    return f"{duration:,.0f} s" if duration >= 10 else f"{duration:.1f} s"
 
 
 def _text(text: str) -> str:

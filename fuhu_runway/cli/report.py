@@ -8,8 +8,6 @@ Rule 2: it replaces only a page that it wrote itself, unless --force is given.
 import json
 import os
 import re
-import sys
-import tempfile
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,16 +17,14 @@ from urllib.parse import quote
 from cyclopts import Parameter
 
 from fuhu_runway._clip_files import MARK_LENGTH, file_name, mark_of_file
-from fuhu_runway.journal import LONGEST, Job, JobState
+from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import usage_error
+from fuhu_runway.paths import write_whole
 
-from .batch import OUT
-from .console import one_line, print_row, write
-from .journal import JOURNAL, mark_of, moment, readable
-from .options import OUTPUT, RESULT, JournalPlace, Output, Screen
+from .console import Screen
+from .opening import readable
+from .options import IN_RESULT, JOURNAL, OUT, JournalPlace, existing
 from .page import MARK, Card, page
-
-_RESULT: Final = Parameter(group=RESULT)
 
 _MARK: Final = re.compile(rf"-[0-9a-f]{{{MARK_LENGTH}}}(-[0-9]+)?\.mp4$")
 """How the file of a clip without a name of the user's own ends."""
@@ -41,11 +37,10 @@ async def report(
     folder: Path = OUT,
     /,
     *,
-    journal: Annotated[JournalPlace | None, JOURNAL, _RESULT] = None,
-    output_file: Annotated[Path | None, Parameter(name=("--output", "-o"), group=RESULT)] = None,
-    force: Annotated[bool, _RESULT] = False,
-    output: Output = OUTPUT,
-    screen: Screen,
+    journal: Annotated[JournalPlace | None, JOURNAL, IN_RESULT] = None,
+    output_file: Annotated[Path | None, IN_RESULT, Parameter(name=("--output", "-o"))] = None,
+    force: Annotated[bool, IN_RESULT] = False,
+    screen: Screen = Screen(),
 ) -> None:
     """
     Write a page with the clips, prompts, points and times of a batch.
@@ -60,13 +55,7 @@ async def report(
         output_file: File for the page; by default report.html in that folder.
         force: Replace a file that is not such a page.
     """
-    journal = journal or folder / "journal.db"
-    if isinstance(journal, Path) and not journal.is_file():
-        raise usage_error(
-            "folder",
-            f"There is no journal {str(journal)!r}.",
-            "Pass the folder of a batch, as in --out.",
-        )
+    journal = existing(journal or folder / "journal.db")
     target = output_file or folder / "report.html"
     _check_target(target, force=force)
     async with readable(journal) as store:
@@ -79,13 +68,22 @@ async def report(
     for job in jobs:
         result = results.get(job.key, {})
         file = _file(job, result, folder, files)
-        cards.append(_card(job, result, _relative(file, target.parent) if file else None))
+        cards.append(
+            Card(
+                job=job,
+                prompt=result.get("prompt"),
+                money=result.get("money"),
+                video=_relative(file, target.parent) if file else None,
+            )
+        )
     made_at = f"{datetime.now().astimezone():%Y-%m-%d %H:%M}"
-    _write(target, page(f"Batch {folder.resolve().name}", cards, made_at))
-    if output.json:
-        print_row({"file": str(target), "jobs": len(cards)}, output)
-    else:
-        write(sys.stdout, one_line(str(target)))
+    try:
+        write_whole(target, page(f"Batch {folder.resolve().name}", cards, made_at))
+    except OSError as error:
+        happened = f"The page cannot be written ({error.strerror})."
+        advice = "Name another file with --output."
+        raise usage_error("output_file", happened, advice) from error
+    screen.show({"file": str(target), "jobs": len(cards)}, str(target))
     if not results:
         screen.info("There are no results in results.jsonl, so the page has no prompts.")
 
@@ -121,25 +119,6 @@ def _file(
     return file if file.is_file() else None
 
 
-def _card(job: Job, result: Mapping[str, Any], video: str | None) -> Card:
-    took = (job.finished_at or 0.0) - (job.accepted_at or 0.0)
-    sent = moment(job.submitted_at)
-    is_known = job.accepted_at is not None and 0 < took < LONGEST
-    return Card(
-        name=mark_of(job),
-        state=job.state.value,
-        source=job.source,
-        prompt=result.get("prompt"),
-        video=video,
-        note=" ".join(filter(None, (job.error, result.get("money") if job.error else None))),
-        task_id=job.task_id,
-        points=job.points,
-        refunded=job.refunded,
-        sent=f"{sent.astimezone():%Y-%m-%d %H:%M}" if sent else None,
-        took=took if is_known else None,
-    )
-
-
 def _relative(file: Path, beside: Path) -> str | None:
     """Return the URL of *file* on a page in the folder *beside*."""
     try:
@@ -167,20 +146,3 @@ def _check_target(path: Path, *, force: bool) -> None:
             f"{path.name!r} exists, and is not a page that this command wrote.",
             "Use another name, or add --force.",
         )
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the page whole or not at all."""
-    try:
-        # A new file is readable by its owner only: it has the prompts.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(handle, "wb") as file:  # noqa: PTH123  (a file descriptor)
-                file.write(text.encode())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink()
-            raise
-    except OSError as error:
-        happened = f"The page cannot be written ({error.strerror})."
-        raise usage_error("output_file", happened, "Use another place.") from error

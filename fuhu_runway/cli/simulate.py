@@ -7,14 +7,12 @@ Rule 2: it ends on a signal, and can end with the program that started it.
 
 import asyncio
 import contextlib
-import json
 import os
 import shlex
-import sys
 import threading
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 from cyclopts import Parameter
@@ -22,22 +20,11 @@ from cyclopts import Parameter
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import usage_error
 
-from .console import write
-from .options import GATEWAY, RESULT, Screen
+from .console import Screen
+from .options import GATEWAY, IN_RESULT
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator
-
-RANGES: Final = {
-    **dict.fromkeys(("port", "cdn_port"), (0, 65_535)),
-    **dict.fromkeys(("speed", "rate_limit", "link_lifetime"), (1e-6, 1e9)),
-    **dict.fromkeys(("takes", "points", "price", "retry_after"), (0, 1e9)),
-    "burst": (1, 1e9),
-    "quota_status": (401, 403),
-    "expired_status": (400, 599),
-    "weather": (0, 1),
-}
-"""The minimum and the maximum of each number."""
 
 
 @Parameter(name="*", group=GATEWAY)
@@ -50,7 +37,6 @@ class Options:
         config: TOML file with any options of Simulator; options on the command line override it.
         host: Address to listen on: 127.0.0.1 (default), ::1 or localhost.
         port: Port of the API; by default a free port.
-        cdn_port: Port of the files; by default a free port.
         state_file: File that keeps the tasks for the next simulator that uses it.
         speed: Simulated seconds per second (1). A job takes 100 simulated seconds.
         takes: How long a job takes, in simulated seconds (100).
@@ -60,17 +46,12 @@ class Options:
         rate_limit: Requests per second and key; by default unlimited.
         dialect: Format of responses: envelope as FuhuAPI (default), new_api, mixed, or an unusual
             one such as php_warning.
-        feed_verb: HTTP method of the feed (POST).
-        key_style: Where the key must be (bearer).
         weather: Share of requests, from 0 to 1, that fail in a harmless way.
-        video: File to serve as the clip of every job.
-        no_callbacks: Send nothing to the callback_url of a job.
     """
 
     config: Path | None = None
     host: str | None = None
     port: int | None = None
-    cdn_port: int | None = None
     state_file: Path | None = None
     speed: float | None = None
     takes: float | None = None
@@ -79,22 +60,14 @@ class Options:
     no_points: bool = False
     rate_limit: float | None = None
     dialect: str | None = None
-    feed_verb: Literal["POST", "GET", "any"] | None = None
-    key_style: Literal["bearer", "raw", "body", "any"] | None = None
     weather: float | None = None
-    video: Path | None = None
-    no_callbacks: bool = False
-
-
-OPTIONS: Final = Options()
 
 
 async def simulate(
     *,
-    options: Options = OPTIONS,
-    as_json: Annotated[bool, Parameter(name="--json", group=RESULT)] = False,
-    until_stdin_closes: Annotated[bool, Parameter(group=RESULT)] = False,
-    screen: Screen,
+    options: Options = Options(),
+    until_stdin_closes: Annotated[bool, IN_RESULT] = False,
+    screen: Screen = Screen(),
 ) -> None:
     """
     Run a simulated gateway on this machine until Ctrl-C: no key, no cost.
@@ -103,7 +76,6 @@ async def simulate(
     Other programs can script and inspect it through its control API.
 
     Args:
-        as_json: Print one line of JSON instead of shell variables.
         until_stdin_closes: Stop when stdin closes, and so when the program that started it ends.
     """
     try:
@@ -127,13 +99,12 @@ async def simulate(
     except (TypeError, ValueError) as error:
         raise usage_error("simulate", f"{error}.", "See fuhu-runway simulate --help.") from error
     try:
-        if as_json:
-            keys = ("base_url", "cdn_url", "control_url", "api_key", "access_token", "user_id")
-            write(sys.stdout, json.dumps({key: getattr(gateway, key) for key in keys}))
-        else:
-            variables = {**gateway.environment(), "FUHU_CONTROL_URL": gateway.control_url}
-            for name, value in variables.items():
-                write(sys.stdout, f"export {name}={shlex.quote(value)}")
+        keys = ("base_url", "cdn_url", "control_url", "api_key", "access_token", "user_id")
+        variables = {**gateway.environment(), "FUHU_CONTROL_URL": gateway.control_url}
+        screen.show(
+            {key: getattr(gateway, key) for key in keys},
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+        )
         screen.say("simulated: a gateway on this machine, until Ctrl-C")
         ended = asyncio.Event()
         if until_stdin_closes:
@@ -169,20 +140,11 @@ def _simulator(options: Options) -> "Simulator":
     settings = {**_read_config(config), **given} if config else given
     if settings.pop("no_points"):
         settings["points"] = None
-    if settings.pop("no_callbacks"):
-        settings["callbacks"] = None
-    for name in RANGES.keys() & settings.keys():
-        value, (least, most) = settings[name], RANGES[name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number and least <= value <= most):
-            advice = f"Use a number from {least:g} to {most:.12g}."
-            raise usage_error(name, f"{name} is {value!r}.", advice)
-    if settings.get("video") is not None:
+    if "video" in settings:
         settings["video"] = _read(Path(settings["video"]), "video")
-    if settings.get("callbacks") is not None:
-        settings["callbacks"] = Callbacks(**settings["callbacks"])
-    if settings.get("lists") is not None:
-        settings["lists"] = AccountLists(**settings["lists"])
+    for name, kind in {"callbacks": Callbacks, "lists": AccountLists}.items():
+        if name in settings:
+            settings[name] = kind(**settings[name])
     refusal = TooManyRequests(settings.pop("retry_after", None))
     return Simulator(**{**settings, "rate_limit_answer": refusal, "control": True})
 
@@ -199,5 +161,5 @@ def _read(path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        happened = f"The file of --{option} cannot be read ({error.strerror})."
+        happened = f"The file of {option} cannot be read ({error.strerror})."
         raise usage_error(option, happened, "Use another file, or remove the option.") from error

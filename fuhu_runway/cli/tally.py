@@ -2,20 +2,19 @@
 
 import asyncio
 import contextlib
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
 from fuhu_runway import errors, hooks
 from fuhu_runway._clock import LoopClock
 
-from .console import Lines, number, print_row, write
-from .options import JournalPlace, Output, as_typed
+from .console import Screen, counted, listed, number
+from .options import JournalPlace, on_journal
 
 CLOCK: Final = LoopClock()
 
@@ -26,14 +25,14 @@ ENDINGS: Final = {
         "in doubt: perhaps charged, and not sent again",
         "To see what to do, run: {jobs}",
     ),
-    "unfinished": (5, "paid for but not saved", AGAIN),
+    "unfinished": (5, "paid for but not saved", "{again}"),
     "refused": (
         5,
         "not submitted, or refused: nothing was charged",
-        f"{AGAIN} Add --retry-failed to submit what the gateway refused for good.",
+        "{again} Add --retry-failed to submit what the gateway refused for good.",
     ),
-    "timed_out": (4, "timed out, and their tasks continue", AGAIN),
-    "failed": (1, "failed", "Add --retry-failed to submit them again."),
+    "timed_out": (4, "timed out, and their tasks continue", "{again}"),
+    "failed": (1, "failed", "{retry}"),
 }
 """
 How a job ends without a saved clip: exit code, description, and advice for the summary.
@@ -75,7 +74,11 @@ def trouble_of(event: hooks.RetryScheduled | hooks.PollFailed) -> str:
 class Tally:
     """The outcomes of a batch so far."""
 
-    total: int
+    total: int = 0
+    #: How to continue.
+    again: str = AGAIN
+    #: How to submit again what failed, if the command can do that.
+    retry: str = ""
     #: The number of jobs by state and error name; the name is empty if there is no error.
     ends: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     #: The number of jobs by state that an earlier run had brought to this state.
@@ -139,7 +142,7 @@ class Tally:
         fresh = self.ends.total() - self.old.total()
         return self.left * self.seconds / fresh if fresh else None
 
-    def show(self, screen: Lines, running: int) -> None:
+    def show(self, screen: Screen, running: int) -> None:
         """Show the counts."""
         counts = {
             "running": running,
@@ -148,63 +151,54 @@ class Tally:
             "unfinished": self.count("timed_out", "unfinished"),
             "in doubt": self.count("in_doubt"),
         }
-        parts = [f"{count:,} {name}" for name, count in counts.items() if count]
-        if self.points:
-            parts.append(f"{number(self.points)} points")
-        if self.trouble:
-            parts.append(self.trouble)
+        points = f"{number(self.points)} points" if self.points else ""
         done, left = self.ends.total(), self.seconds_left()
         screen.board(
             f"{done:,} of {self.total:,}",
             done / self.total,
             "" if left is None else f"{_duration(left)} left",
-            ", ".join(parts),
+            ", ".join(filter(None, (listed(counts), points, self.trouble))),
         )
 
     def report(
-        self,
-        output: Output,
-        screen: Lines,
-        place: Path | str,
-        journal: JournalPlace,
-        files: list[str],
+        self, screen: Screen, place: Path | str, journal: JournalPlace, files: Sequence[str]
     ) -> int:
         """Print the result, and return the exit code; *place* is where the clips are."""
-        for line in self._lines(place, journal):
+        if not self.total:
+            screen.info("There is nothing to save.")
+        for line in self._lines(place, journal) if self.total else ():
             screen.info(line)
-        if output.json:
-            names: Counter[str] = Counter()
-            for (_, name), count in self.ends.items():
-                names[name] += count
-            del names[""]
-            row: dict[str, Any] = {
-                "total": self.total,
-                **{state: self.count(state) for state in STATES},
-                "left": self.left,
-                "errors": names,
-                "points": self.points,
-                "refunded_points": self.refunded_points,
-                "seconds": round(self.seconds, 3),
-                "files": files,
-            }
-            print_row(row, output)
-        else:
-            write(sys.stdout, "\n".join(files))
+        names: Counter[str] = Counter()
+        for (_, name), count in self.ends.items():
+            names[name] += count
+        del names[""]
+        row = {
+            "total": self.total,
+            **{state: self.count(state) for state in STATES},
+            "left": self.left,
+            "errors": names,
+            "points": self.points,
+            "refunded_points": self.refunded_points,
+            "seconds": round(self.seconds, 3),
+            "files": files,
+        }
+        screen.show(row, *files)
         return self.code
 
     def _lines(self, place: Path | str, journal: JournalPlace) -> Iterator[str]:
         old = self.old["saved"]
         earlier = f", {old:,} of them from earlier runs" if old else ""
-        yield f"{self.count('saved'):,} of {self.total:,} clips are in {place}{earlier}."
-        jobs = f"fuhu-runway jobs {as_typed(journal)} --state in-doubt"
-        for state, (_, meaning, advice) in ENDINGS.items():
-            names = [f"{n:,} {name}" for (one, name), n in self.ends.items() if one == state]
+        clips = counted(self.total, "clip is", "clips are")
+        yield f"{self.count('saved'):,} of {clips} in {place}{earlier}."
+        jobs = on_journal("jobs", journal, "--state", "in-doubt")
+        for state, (_, meaning, template) in ENDINGS.items():
+            names = {name: n for (one, name), n in self.ends.items() if one == state}
             if names:
-                reasons = ", ".join(names)
-                yield f"{self.count(state):,} {meaning} ({reasons}). {advice.format(jobs=jobs)}"
+                advice = template.format(jobs=jobs, again=self.again, retry=self.retry)
+                yield f"{self.count(state):,} {meaning} ({listed(names)}). {advice}".rstrip()
         if self.left:
             reason = f" ({self.stopped_by})" if self.stopped_by else ""
-            yield f"{self.left:,} were not started{reason}. {AGAIN}"
+            yield f"{counted(self.left, 'was', 'were')} not started{reason}. {self.again}"
         spent, back = number(self.points), number(self.refunded_points)
         yield f"{spent} points spent, {back} refunded, in {_duration(self.seconds)}."
 
@@ -214,12 +208,12 @@ def _duration(seconds: float) -> str:
 
 
 @contextlib.asynccontextmanager
-async def shown(tally: Tally, screen: Lines, running: Callable[[], int]) -> AsyncIterator[None]:
-    """Show the counts until the end of the block."""
+async def shown(screen: Screen, show: Callable[[], None]) -> AsyncIterator[None]:
+    """Call *show* at the intervals of a screen until the end of the block."""
 
     async def keep_showing() -> None:
         while True:
-            tally.show(screen, running())
+            show()
             await CLOCK.sleep(screen.interval)
 
     showing = asyncio.create_task(keep_showing())

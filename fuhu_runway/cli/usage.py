@@ -17,12 +17,13 @@ from cyclopts import ValidationError as InvalidError
 
 from fuhu_runway import errors
 from fuhu_runway._redact import redact
+from fuhu_runway.models import usage_error
 
 _OPTION: Final = re.compile(r"--?[a-z][\w-]*(=.*)?", re.IGNORECASE | re.DOTALL)
 _COMMAND: Final = re.compile(r"[a-z-]{1,20}", re.IGNORECASE)
 
 
-def explained(error: CycloptsError) -> str:
+def explained(error: CycloptsError) -> errors.UsageError:
     """Return what is wrong with the arguments, without the words that may be a prompt or a key."""
     command = " ".join(["fuhu-runway", *(error.command_chain or ())])
     tokens = error.root_input_tokens or ()
@@ -46,7 +47,7 @@ def explained(error: CycloptsError) -> str:
     # Prompts, and URLs with a password.
     parts = [part for word in tokens for part in (word, word.partition("=")[2])]
     private = [part for part in parts if " " in part or "@" in part]
-    return f"{redact(text, private)} See {command} --help"
+    return usage_error("command", redact(text, private), f"See {command} --help")
 
 
 def _is_prompt(option: str, tokens: Iterable[str]) -> bool:
@@ -65,7 +66,7 @@ def name_as_typed(error: errors.RunwayError, command: App) -> None:
     names = {name for name in options if "_" in name}
     error.advice = _replaced(error.advice, names, options)
     # Other names are also plain words, such as image, where they are not the subject.
-    names |= options.keys() & {error.happened.partition(" ")[0]}
+    names |= options.keys() & set(re.findall(r"\A\w+", error.happened))
     error.happened = _replaced(error.happened, names, options)
 
 

@@ -24,9 +24,11 @@ from fuhu_runway.models import usage_error
 
 try:
     import psycopg
+    from psycopg.abc import PQGen
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
-    from psycopg.rows import DictRow, dict_row
+    from psycopg.pq.abc import PGconn
+    from psycopg.rows import dict_row
 except ImportError as missing:
     raise ImportError(
         "fuhu_runway.contrib.postgres needs an extra; in a checkout: "
@@ -35,7 +37,6 @@ except ImportError as missing:
     ) from missing
 
 T = TypeVar("T")
-Connection = psycopg.Connection[DictRow]
 
 SCHEMA_VERSION: Final = 1
 
@@ -115,6 +116,11 @@ DOUBT: Final = (
 )
 """Sent before the connection is closed."""
 
+ANSWER: Final = 25.0
+"""Seconds in which the server has to answer a statement, which it ends itself after 20. If more, a
+network that acknowledges packets and delivers none is noticed later.
+"""
+
 REASONS: Final[Mapping[str, str]] = {
     "password": "the user or the password is wrong",
     "pg_hba": "it does not let this user or host in",
@@ -174,6 +180,31 @@ def options_of(url: str | None) -> dict[str, Any]:
     )
 
 
+def answered(wire: PGconn, statement: PQGen[T]) -> PQGen[T]:
+    """Run a statement of psycopg; close the connection and raise if it has no answer in time."""
+    until = time.monotonic() + ANSWER
+    try:
+        wanted = next(statement)
+        while True:
+            ready = yield wanted
+            # A connection that listens for notifications is idle, and waits for any time.
+            if time.monotonic() > until and wire.transaction_status == TransactionStatus.ACTIVE:
+                wire.finish()
+                raise psycopg.OperationalError("timeout: the server has not answered")
+            wanted = statement.send(ready)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that is lost if the server does not answer in time."""
+
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Return the result of a statement; psycopg calls this."""
+        return super().wait(answered(self.pgconn, gen), *args, **kwargs)
+
+
 @attrs.define(eq=False, repr=False)
 class Link:
     """The connection of one thread."""
@@ -207,7 +238,7 @@ class Link:
             return
         db = None
         try:
-            db = psycopg.connect(
+            db = Connection.connect(
                 **self.options, autocommit=True, prepare_threshold=None, row_factory=dict_row
             )
             self._check(db, is_init=is_init)

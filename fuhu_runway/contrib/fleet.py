@@ -3,8 +3,8 @@ Many machines work on the same prompts. Needs the extra `fleet`, and a Postgres.
 
 Rule 1: the queue may deliver a job twice; the journal lets one worker send it.
 Rule 2: a job is delivered again until the journal says how it ended.
-Rule 3: a worker that could not reach the database for the length of its lease ends, since others
-have its jobs by then. Before that, it writes the ids of the tasks that it has paid for.
+Rule 3: a worker whose lease has expired ends, since others have its jobs by then. Before that, it
+writes the ids of the tasks that it has paid for.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ import attrs
 
 from fuhu_runway._arguments import KEY_VARIABLE, check, mark_of_key
 from fuhu_runway._places import place_of
-from fuhu_runway.batch import Item, Source, item_of, numbered, plan_for
 from fuhu_runway.client import Client
+from fuhu_runway.items import Item, Source, item_of, numbered, plan_for
 from fuhu_runway.journal import Job, JobState, nth
 from fuhu_runway.models import DEFAULT_WAIT, Limits, usage_error
 
@@ -33,16 +33,16 @@ except ImportError as missing:
     ) from missing
 
 from ._fleet.queue import AGAIN, CHUNK, PAUSE, QUEUE, Queue
-from ._fleet.requests import Seal, packed
-from ._fleet.worker import CutOff, Retries, Worker
+from ._fleet.requests import Cipher, packed
+from ._fleet.worker import LeaseExpired, Retries, Worker
 from ._postgres import url_of
 from .postgres import PostgresJournal
 from .shared_pace import SharedPace
 
-__all__ = ["CUT_OFF_CODE", "CutOff", "Enqueued", "Fleet", "Seal", "Status", "WorkerStatus"]
+__all__ = ["RESTART_CODE", "Cipher", "Enqueued", "Fleet", "LeaseExpired", "Status", "WorkerStatus"]
 
-CUT_OFF_CODE: Final = 75
-"""Exit code of a worker that was cut off from the database: EX_TEMPFAIL, start it again."""
+RESTART_CODE: Final = 75
+"""Exit code of a worker whose lease has expired: EX_TEMPFAIL, start it again."""
 
 
 @attrs.frozen
@@ -61,7 +61,7 @@ class WorkerStatus:
 
     id: int
     #: How long ago its last heartbeat was, in seconds.
-    silent: float
+    heartbeat_age: float
     #: How many jobs it holds.
     jobs: int
 
@@ -75,8 +75,8 @@ class Status:
     jobs: dict[JobState, int]
     #: How many jobs wait for a worker, ...
     ready: int
-    #: ... wait for a retry, ...
-    later: int
+    #: ... wait for another attempt, ...
+    scheduled: int
     #: ... and are being carried out.
     running: int
     #: The jobs in doubt: they may have been accepted.
@@ -107,9 +107,12 @@ class Fleet:
         timeout: How long a worker waits for a task, and then as long again for its file, in
             seconds. A task that takes longer is waited for again later.
         overwrite: Whether a clip may replace an existing file.
-        seal: Encrypts the requests in the database, such as `Fernet(key)`; every machine needs the
-            same.
+        cipher: Encrypts the requests in the database, such as `Fernet(key)`; the same on every
+            machine.
         lease: After this many seconds without a heartbeat, the jobs of a worker go to others.
+        replace_key: Whether a worker may have another key than the jobs that are left: after a key
+            was revoked. Tasks that exist are found only with a key of the same account. Workers
+            with the old key go on until they are stopped.
         client: Further arguments of `Client`, such as `api_key` and `base_url`.
 
     Raises:
@@ -125,8 +128,9 @@ class Fleet:
         max_points: float | None = None,
         timeout: float | None = DEFAULT_WAIT,
         overwrite: bool = False,
-        seal: Seal | None = None,
+        cipher: Cipher | None = None,
         lease: float = 30.0,
+        replace_key: bool = False,
         **client: Any,
     ) -> None:
         check(
@@ -135,6 +139,7 @@ class Fleet:
             timeout=timeout,
             overwrite=overwrite,
             lease=lease,
+            replace_key=replace_key,
         )
         url = url_of(url)
         self._limits = limits or Limits()
@@ -144,8 +149,9 @@ class Fleet:
             "timeout": timeout,
             "overwrite": overwrite,
         }
-        self._seal = seal
+        self._cipher = cipher
         self._lease = lease
+        self._replace_key = replace_key
         self._url = url
         self._client_options = client
         #: The journal of all jobs.
@@ -153,6 +159,7 @@ class Fleet:
         self._queue = Queue(url)
         self._queue.app.add_tasks_from(self._blueprint(), namespace="fuhu")
         self._worker: Worker | None = None
+        self._employing = asyncio.Lock()
         self._entered = 0
         self._opening = asyncio.Lock()
         self._is_ready = False
@@ -267,14 +274,16 @@ class Fleet:
                         f"Two different requests have the custom_id {item.custom_id!r}.",
                         "Give each request a name of its own.",
                     )
-                yield key, mark, packed(item, retry_failed=retry_failed, seal=self._seal)
+                yield key, mark, packed(item, retry_failed=retry_failed, cipher=self._cipher)
 
     async def _add(self, rows: list[tuple[str, str, bytes]], *, retry_failed: bool) -> int:
         if not rows:
             return 0
         # One statement cannot tell two equal names apart.
         rows = list({row[0]: row for row in rows}.values())
-        return await self._queue.add(rows, is_sealed=self._seal is not None, again=retry_failed)
+        return await self._queue.add(
+            rows, is_encrypted=self._cipher is not None, again=retry_failed
+        )
 
     async def _check_name(self, name: str, items: list[Item]) -> None:
         """Refuse a name that other items have; take it once nothing else is wrong with these."""
@@ -373,9 +382,10 @@ class Fleet:
         The tasks of the fleet, for your own procrastinate `App`.
 
         `app.add_tasks_from(fleet.blueprint, namespace="fuhu")`; its worker has to take the queue
-        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`. It does not end itself
-        when it cannot reach the database, and goes on with jobs that others have by then; none is
-        sent twice.
+        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`, and to send a heartbeat
+        several times per `lease`. If its heartbeats do not reach the database for that long, its
+        jobs are returned to the queue, once the ids of what was paid for are written; the process
+        goes on.
         """
         blueprint = self._blueprint()
 
@@ -408,7 +418,7 @@ class Fleet:
 
         Args:
             in_flight: How many jobs this worker may have at once; a waiting job costs about
-                30 KB.
+                25 KB.
             grace: How long running jobs are followed after the signal, in seconds.
             signals: Whether to handle the signals; if not, cancel this call to stop.
 
@@ -416,7 +426,8 @@ class Fleet:
             UsageError: The other workers have another API key, the database has no tables, or no
                 clip can be saved in `download_to`.
             JournalError: The database cannot be used.
-            CutOff: The database could not be reached for `lease` seconds. Start the worker again.
+            LeaseExpired: The database could not be reached for `lease` seconds. Start the worker
+                again.
         """
         check(in_flight=in_flight, grace=grace)
         async with self._ready():
@@ -428,45 +439,49 @@ class Fleet:
 
     async def _employed(self) -> Worker:
         """Return the worker of this process; raise if its key is not that of the others."""
-        if self._worker is None:
-            # A worker that can save nothing would delay one job after the other.
-            place = place_of(self._options["download_to"])
-            if place is not None:
-                await place.open()
-            client = Client(
-                journal=self.journal,
-                limits=self._limits,
-                pace=SharedPace(self._url),
-                **self._client_options,
-            )
-            await self._check_key(client)
-            self._worker = Worker(
-                queue=self._queue,
-                journal=self.journal,
-                client=client,
-                options=self._options,
-                seal=self._seal,
-                lease=self._lease,
-                tasks_in_flight=self._limits.tasks_in_flight,
-                max_points=self._max_points,
-            )
-        return self._worker
+        async with self._employing:
+            if self._worker is not None and self._worker.is_over:
+                await self._dismiss()
+            if self._worker is None:
+                # A worker that can save nothing would delay one job after the other.
+                place = place_of(self._options["download_to"])
+                if place is not None:
+                    await place.open()
+                client = Client(
+                    journal=self.journal,
+                    limits=self._limits,
+                    pace=SharedPace(self._url),
+                    **self._client_options,
+                )
+                await self._check_key(client)
+                self._worker = Worker(
+                    queue=self._queue,
+                    journal=self.journal,
+                    client=client,
+                    options=self._options,
+                    cipher=self._cipher,
+                    lease=self._lease,
+                    tasks_in_flight=self._limits.tasks_in_flight,
+                    max_points=self._max_points,
+                )
+            return self._worker
 
     async def _dismiss(self) -> None:
-        """Close the client of this worker."""
         if self._worker is not None:
             worker, self._worker = self._worker, None
-            await worker.client.aclose()
+            await worker.aclose()
 
     async def _check_key(self, client: Client) -> None:
         key = self._client_options.get("api_key") or os.environ[KEY_VARIABLE]
         mark = mark_of_key(key, client.gateway)
         if await self._queue.agree("key", mark):
             return
-        if await self._queue.left():
+        if not self._replace_key and await self._queue.left():
             raise usage_error(
                 "api_key",
                 "The other workers of this fleet have another API key, or another gateway.",
-                "Use the same key and gateway, or wait until its jobs are done.",
+                "Use the same key and gateway, or wait until its jobs are done. If that key no "
+                "longer works, replace it by another one of the same account (replace_key=True, or "
+                "--replace-key).",
             )
         await self._queue.set("key", mark)

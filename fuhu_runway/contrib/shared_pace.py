@@ -22,7 +22,7 @@ from fuhu_runway._http.shared import Grant, Report, Share, SharedState
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import usage_error
 
-from ._postgres import options_of, reason_of
+from ._postgres import Connection, options_of, reason_of
 
 # After the import that says which extra is missing.
 import psycopg  # isort: skip
@@ -146,7 +146,7 @@ class Desk:
         self._options = options
         self._key = key
         self._loop = asyncio.get_running_loop()
-        self._connection: psycopg.Connection | None = None
+        self._connection: Connection | None = None
         #: How far the database's clock is ahead of the loop's, in seconds.
         self._ahead: float | None = None
         self._delay = 0.0
@@ -205,7 +205,7 @@ class Desk:
             # Another worker was faster.
 
 
-def connected(options: dict[str, Any]) -> psycopg.Connection:
+def connected(options: dict[str, Any]) -> Connection:
     """Return a new connection."""
     # Prepared statements do not work with a pooler that gives each one another connection.
-    return psycopg.connect(**options, autocommit=True, prepare_threshold=None)
+    return Connection.connect(**options, autocommit=True, prepare_threshold=None)

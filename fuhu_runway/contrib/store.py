@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import attrs
 
 from fuhu_runway.models import usage_error
-from fuhu_runway.uploads import StoreFault
+from fuhu_runway.uploads import StoreError
 
 try:
     import obstore
@@ -134,7 +134,7 @@ class ObjectStore:
 
     # Clips
 
-    async def check_clips(self) -> None:
+    async def check_access(self) -> None:
         """Put an empty object once, to check that clips can be put; for the client."""
         if self.prefix not in self._checked:
             store = self.hasty or self.store
@@ -209,7 +209,7 @@ async def _called(call: Callable[[], T]) -> T:
     raise fault  # outside the clause: the error of the store may quote a signed URL
 
 
-def _fault_of(error: Exception) -> StoreFault:
+def _fault_of(error: Exception) -> StoreError:
     text = str(error)
     status = re.search(r"status code: (\d{3} [A-Z][A-Za-z ]{1,40})", text)
     code = re.search(r"<Code>(\w{1,60})</Code>", text)
@@ -219,21 +219,21 @@ def _fault_of(error: Exception) -> StoreFault:
         or _BAD_KEYS.search(text)
         or any(host in text for host in _METADATA)
     ):
-        return StoreFault(
+        return StoreError(
             f"The object store got no valid credentials ({said}).",
             "Set them in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
         )
     if isinstance(error, PermissionDeniedError | PermissionError):
-        return StoreFault(
+        return StoreError(
             f"The object store denies access ({said}).",
             "Allow these credentials to put, get and list objects here.",
         )
     if isinstance(error, FileNotFoundError):
-        return StoreFault(
+        return StoreError(
             f"The object store has no such bucket or folder ({said}).",
             "Create it, or correct the URL.",
         )
-    return StoreFault(
+    return StoreError(
         f"The object store could not be used, despite retries ({said}).",
         "Check that it can be reached and has room; then try again.",
     )

@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from . import faults
     from ._pytest.virtual import virtual_time
     from ._server.callbacks import Callbacks
-    from ._server.dialects import DIALECTS
     from ._server.lists import AccountLists
+    from ._server.replies import DIALECTS, SHAPES
     from ._server.state import LedgerEntry, read_ledger
     from ._server.store import Seen, TaskView
-    from ._server.wild import KNOWN, SHAPES
+    from .faults import KNOWN
     from .simulator import Simulator
 
 _HOME_OF = {
     "AccountLists": "_server.lists",
-    "DIALECTS": "_server.dialects",
+    "DIALECTS": "_server.replies",
     "Callbacks": "_server.callbacks",
-    "KNOWN": "_server.wild",
+    "KNOWN": "faults",
     "LedgerEntry": "_server.state",
-    "SHAPES": "_server.wild",
+    "SHAPES": "_server.replies",
     "Seen": "_server.store",
     "Simulator": "simulator",
     "TaskView": "_server.store",

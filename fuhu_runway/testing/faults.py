@@ -11,10 +11,10 @@ from typing import ClassVar, Final, Literal, get_args
 import attrs
 
 from ._server import bodies as _bodies
-from ._server.options import check
-from ._server.wild import HTML, JSON, KNOWN
+from ._server.options import Headers, check
+from ._server.replies import HTML, JSON, ROWS
 
-Where = Literal["submit", "feed", "download", "balance", "official", "tasks", "charges"]
+Where = Literal["submit", "feed", "download", "balance", "official", "tasks", "charges", "files"]
 
 PLACES: Final[frozenset[Where]] = frozenset(get_args(Where))
 _SUBMITS: Final[frozenset[Where]] = frozenset({"submit", "official"})
@@ -85,7 +85,7 @@ class Answer(Fault):
     status: int
     body: str = attrs.field(default="", repr=False)
     content_type: str = JSON
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
     accepted: bool = False
     #: Its name in the log of requests; empty means `Answer`.
     name: str = ""
@@ -123,11 +123,15 @@ class Informational(Fault):
 
 
 @attrs.frozen
-class LargeHead(Fault):
-    """The normal response, with *count* additional headers of *size* bytes each."""
+class Head(Fault):
+    """The normal response with another status, or with other headers."""
 
-    size: int = 8200
-    count: int = 1
+    #: None keeps the status.
+    status: int | None = None
+    #: A header whose value is None is left out.
+    headers: Headers = ()
+    #: What else goes wrong; None sends the rest of the normal response.
+    then: Fault | None = None
 
 
 @attrs.frozen
@@ -146,6 +150,24 @@ class Chunked(Fault):
     extra: str = ""
     #: Text that follows after the end of the body, where HTTP allows none.
     behind: str = ""
+    #: Megabytes of blanks that follow in the same body.
+    megabytes: int = 0
+
+
+@attrs.frozen
+class UntilClose(Fault):
+    """The normal response without any length: its end is the end of the connection."""
+
+    #: How many bytes of the body are sent; None sends all.
+    after_bytes: int | None = None
+
+
+@attrs.frozen
+class SlowBody(Fault):
+    """The normal response at a limited speed."""
+
+    #: Per simulated second.
+    bytes_per_second: float
 
 
 @attrs.frozen
@@ -154,13 +176,6 @@ class Quotes(Fault, on=_SUBMITS):
 
     how: Literal["plain", "cut", "html", "url", "json"] = "plain"
     status: int = 400
-
-
-@attrs.frozen
-class HugeRefusal(Fault):
-    """A 400 whose message is *megabytes* long."""
-
-    megabytes: int = 8
 
 
 @attrs.frozen
@@ -178,13 +193,6 @@ class Cut(Fault):
 
 
 @attrs.frozen
-class Huge(Fault):
-    """The normal response, followed by megabytes of blanks, without a Content-Length."""
-
-    megabytes: int = 64
-
-
-@attrs.frozen
 class Words(Fault, on=_POLLS):
     """The response has these words for the state instead of the normal ones."""
 
@@ -197,6 +205,13 @@ class Words(Fault, on=_POLLS):
 @attrs.frozen
 class NoUrl(Fault, on=_POLLS):
     """A success without a video URL."""
+
+
+@attrs.frozen
+class VideoUrl(Fault, on=_POLLS):
+    """A success with this video URL, which may be one that cannot exist."""
+
+    url: str
 
 
 @attrs.frozen
@@ -251,14 +266,6 @@ class RefusesRange(Fault, on=_DOWNLOADS):
 
 
 @attrs.frozen
-class WithoutETag(Fault, on=_DOWNLOADS):
-    """The normal response without its ETag."""
-
-    #: Whether the Last-Modified header is kept.
-    last_modified: bool = True
-
-
-@attrs.frozen
 class WrongContentRange(Fault, on=_DOWNLOADS):
     """A 206 whose Content-Range is off by *shift* bytes."""
 
@@ -289,14 +296,6 @@ class Redirect(Fault, on=_DOWNLOADS):
 
 
 @attrs.frozen
-class SlowDownload(Fault, on=_DOWNLOADS):
-    """A download at a limited speed."""
-
-    #: Per simulated second.
-    bytes_per_second: float
-
-
-@attrs.frozen
 class Shifted(Fault, on=_LISTS):
     """A page of the list, after the first, that begins *rows* earlier, as after new tasks."""
 
@@ -309,6 +308,12 @@ class ShortPage(Fault, on=_LISTS):
     """A page with at most *rows* rows, and the same total."""
 
     rows: int = attrs.field(default=0)
+
+
+KNOWN: Final[dict[str, Answer]] = {
+    name: Answer(**{**row, "headers": tuple(row.get("headers", {}).items()), "name": name})
+    for name, row in ROWS["known"].items()
+}
 
 
 def known(name: str, *, accepted: bool | None = None) -> Answer:
@@ -325,8 +330,7 @@ def known(name: str, *, accepted: bool | None = None) -> Answer:
     if name not in KNOWN:
         raise ValueError(f"name={name!r} is unknown; the known responses are: {', '.join(KNOWN)}")
     one = KNOWN[name]
-    made = one.accepted if accepted is None else accepted
-    return Answer(one.status, one.body, one.content_type, one.headers, made, name, one.is_listed)
+    return one if accepted is None else attrs.evolve(one, accepted=accepted)
 
 
 def _json(body: object, status: int = 200, *, accepted: bool = False) -> Answer:
@@ -409,11 +413,6 @@ def refused(message: str = "提示词违规", *, code: int = 400, data: object =
     return _json(_bodies.refusal(message, code=code, data=data))
 
 
-def empty_result() -> Answer:
-    """New-API's "nothing found": success, and `data` is null."""
-    return _json({"code": "success", "data": None})
-
-
 def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
     """Dialect J: an error inside an error's message, *levels* deep."""
     message = "content moderation"
@@ -426,11 +425,6 @@ def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
 def dashboard_error(status: int = 200, message: str = "无权进行此操作") -> Answer:
     """Dialect F: the dashboard's refusal."""
     return _json({"success": False, "message": message}, status)
-
-
-def midjourney_error(status: int = 400, description: str = "quota_not_enough") -> Answer:
-    """Dialect G: the Midjourney routes' refusal."""
-    return _json({"description": description, "type": "upstream_error", "code": 4}, status)
 
 
 def html_page(status: int = 200, *, accepted: bool = False) -> Answer:
@@ -448,16 +442,6 @@ def unknown_word(word: str = "MOONWALKING") -> Words:
     return Words(status=word, state=word)
 
 
-def unknown_code(code: str = "7") -> Words:
-    """An undocumented number for the state, without a word beside it."""
-    return Words(status=code, state="")
-
-
-def disagreement(status: str = "1", state: str = "succeeded") -> Words:
-    """Two fields that name different states."""
-    return Words(status=status, state=state)
-
-
 @attrs.frozen
 class Planned:
     """A fault with its place, and how often it happens there."""
@@ -473,7 +457,7 @@ class Planned:
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.fault, Fault):
-            raise TypeError(f"{self.fault!r} is not a fault of fuhu_runway.testing.faults")
+            raise TypeError(f"{self.fault!r} is not a fault of {__name__}, such as faults.Drop()")
         if self.where not in self.fault.places:
             places = ", ".join(sorted(self.fault.places))
             raise ValueError(f"{self.fault} cannot happen on {self.where!r}, only on: {places}")

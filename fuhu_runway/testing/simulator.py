@@ -457,6 +457,8 @@ class Simulator:
         Raises:
             ValueError: This fault cannot happen there.
         """
+        if seconds is not None and not seconds >= 0:
+            raise ValueError(f"seconds={seconds!r} is less than 0")
         until = None if seconds is None else self._clock.now() + seconds
         self._store.plans.add(Planned(where, fault, times, until, share))
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the folder may be missing in s
 from _common import table
 
 from fuhu_runway import Client, Item, Limits, PollPolicy, TextToVideo
-from fuhu_runway.contrib.fleet import CutOff, Fleet
+from fuhu_runway.contrib.fleet import Fleet, LeaseExpired
 from fuhu_runway.contrib.local_postgres import LocalPostgres
 from fuhu_runway.journal import JobState
 from fuhu_runway.testing import Simulator, faults
@@ -43,6 +43,8 @@ LOOK: Final = 0.1
 """Seconds between two looks at how many jobs are left."""
 REST: Final = 8.0
 """Seconds for which the statements of a worker at rest are counted."""
+WARM_UP: Final = 200
+"""Jobs that wait before memory is measured: imports and connections are not part of a job."""
 NAME: Final = "worker"
 """What the log of the database calls the connections of workers."""
 TAKES: Final = 5.0
@@ -162,7 +164,7 @@ async def work(clips: Path, options: dict[str, Any]) -> None:
     polling = POLLS if options.get("polls", True) else PollPolicy()
     fleet = Fleet(options["url"], lease=options["lease"], download_to=clips, polling=polling)
     while True:
-        with suppress(CutOff):
+        with suppress(LeaseExpired):
             await fleet.work(in_flight=options["in_flight"], grace=1.0)
             return
 
@@ -272,14 +274,16 @@ async def throughput(jobs: int) -> tuple[Row, Row]:
 
 async def waiting(jobs: int) -> tuple[Row, Row]:
     """Let one worker wait for many tasks: memory of each, and statements."""
+    accepted = "SELECT count(*) FROM fuhu_job WHERE state = 'accepted'"
+    sizes = []
     async with place(takes=100_000.0) as one:
-        await one.workers(1, in_flight=jobs, lease=30.0, polls=False)
-        await asyncio.sleep(1.0)
-        before = memory(one.processes[0].pid)
-        await one.fleet.enqueue(items(jobs))
-        accepted = "SELECT count(*) FROM fuhu_job WHERE state = 'accepted'"
-        await until(lambda: one.rows(accepted) == [(jobs,)])
-        each = (memory(one.processes[0].pid) - before) / jobs
+        await one.workers(1, in_flight=WARM_UP + jobs, lease=30.0, polls=False)
+        for total in (WARM_UP, WARM_UP + jobs):
+            await one.fleet.enqueue(items(total))
+            while one.rows(accepted) != [(total,)]:  # noqa: ASYNC110  (the worker does it)
+                await asyncio.sleep(LOOK)
+            sizes.append(memory(one.processes[0].pid))
+        each = (sizes[1] - sizes[0]) / jobs
         await asyncio.sleep(3.0)
         pace, rest = one.statements()
         began_at = time.monotonic()
@@ -288,7 +292,12 @@ async def waiting(jobs: int) -> tuple[Row, Row]:
         seconds = time.monotonic() - began_at
         rate, paces = (rested - rest) / seconds, (paced - pace) / seconds
     return (
-        Row(f"memory of a waiting job, of {jobs}", "10 KB", f"{each / 1000:.1f} KB", each < 10_000),
+        Row(
+            f"memory of a waiting job, of {jobs} after {WARM_UP}",
+            "10 KB",
+            f"{each / 1000:.1f} KB",
+            each < 10_000,
+        ),
         Row(
             "statements a second of a worker that waits",
             "3",

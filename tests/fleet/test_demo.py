@@ -14,7 +14,7 @@ pytest.importorskip("cyclopts")
 pytest.importorskip("fuhu_runway.contrib.fleet")
 
 from fuhu_runway.cli import fleet_demo
-from fuhu_runway.cli.fleet_demo import Verdict, compare
+from fuhu_runway.cli.fleet_demo import compare
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.testing import LedgerEntry
 
@@ -92,7 +92,7 @@ def test_a_narrow_terminal_is_enough(run: Run) -> None:
     assert "6 of 6" in screen.getvalue()
 
 
-# The verdict
+# The result
 
 
 def job(key: str, state: JobState, task_id: str | None = None) -> Job:
@@ -124,8 +124,6 @@ DOUBT = job("b", JobState.IN_DOUBT)
 def test_the_ledger_is_the_judge(
     jobs: list[Job], ledger: list[LedgerEntry], clips: int, paid_twice: int, lost: int
 ) -> None:
-    """A second task of a prompt is paid twice; what nothing accounts for is lost: code 70."""
-    verdict = compare(2, jobs, ledger, clips)
-    assert (verdict.paid_twice, verdict.lost) == (paid_twice, lost)
-    assert isinstance(verdict, Verdict)
-    assert verdict.code == (70 if paid_twice or lost else 0)
+    """A second task of a prompt is paid twice; what nothing accounts for is lost."""
+    row = compare(2, jobs, ledger, clips)
+    assert (row["paid_twice"], row["lost"]) == (paid_twice, lost)

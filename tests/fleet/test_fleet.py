@@ -22,15 +22,17 @@ from procrastinate.schema import SchemaManager
 from support.clients import QUICK_POLLS, QUICK_RETRY
 from support.clock import until
 from support.media import PNG
+from support.relays import relay_to
 
 from fuhu_runway import Item, Limits, TextToVideo
-from fuhu_runway.batch import plan_for
+from fuhu_runway.contrib import _postgres
 from fuhu_runway.contrib._fleet import queue, worker
 from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
-from fuhu_runway.contrib.fleet import CutOff, Enqueued, Fleet
+from fuhu_runway.contrib.fleet import Enqueued, Fleet, LeaseExpired
 from fuhu_runway.contrib.local_postgres import LocalPostgres
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
+from fuhu_runway.items import plan_for
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
 from fuhu_runway.testing import Simulator, faults
@@ -77,7 +79,7 @@ async def working(fleet: Fleet, **options: Any) -> AsyncIterator["asyncio.Task[N
 
     async def supervise() -> None:
         while True:
-            with suppress(CutOff):
+            with suppress(LeaseExpired):
                 return await fleet.work(signals=False, **options)
 
     work = asyncio.create_task(supervise())
@@ -110,7 +112,7 @@ async def happens(look: Callable[[], Awaitable[object]]) -> None:
 
 async def later(fleet: Fleet) -> int:
     """Return how many jobs wait to be delivered again."""
-    return (await fleet.status()).later
+    return (await fleet.status()).scheduled
 
 
 async def running(fleet: Fleet) -> int:
@@ -158,7 +160,7 @@ async def test_two_enqueuers_at_once_add_each_job_once(made: Made, fleet: Fleet)
     )
     assert sum(one.new for one in found) == 450
     status = await fleet.status()
-    assert status.ready + status.later == 450
+    assert status.ready + status.scheduled == 450
 
 
 async def test_a_source_may_be_asynchronous(fleet: Fleet) -> None:
@@ -227,15 +229,15 @@ def test_pictures_and_camera_motions_reach_the_worker(tmp_path: Path) -> None:
     ]
     items = [Item(request, f"order-{n}", f"p.txt:{n}") for n, request in enumerate(requests)]
     for item in items:
-        body = packed(item, retry_failed=False, seal=None)
-        back, retry_failed = unpacked(body, "key", is_sealed=False, seal=None)
+        body = packed(item, retry_failed=False, cipher=None)
+        back, retry_failed = unpacked(body, "key", is_encrypted=False, cipher=None)
         assert (back, back.source, retry_failed) == (item, item.source, False)
 
 
 def test_a_job_without_a_name_keeps_its_key() -> None:
     """A request arrives under the key that it was enqueued with."""
-    body = packed(Item(TextToVideo("a kitten")), retry_failed=True, seal=None)
-    assert unpacked(body, "f00:2", is_sealed=False, seal=None) == (
+    body = packed(Item(TextToVideo("a kitten")), retry_failed=True, cipher=None)
+    assert unpacked(body, "f00:2", is_encrypted=False, cipher=None) == (
         Item(TextToVideo("a kitten"), key="f00:2"),
         True,
     )
@@ -277,7 +279,7 @@ async def test_the_pool_of_connections_does_not_log_where_the_database_is(
 
 
 class Lock:
-    """A seal that is none: it turns the bytes around, and puts its name in front."""
+    """A cipher that is none: it turns the bytes around, and puts its name in front."""
 
     def __init__(self, name: bytes) -> None:
         self.name = name
@@ -291,16 +293,16 @@ class Lock:
         return token.removeprefix(self.name)[::-1]
 
 
-async def test_requests_can_be_sealed(made: Made, fleet: Fleet, database_url: str) -> None:
-    """With a seal, the database has the request encrypted; a worker needs the same seal."""
-    async with made(seal=Lock(b"one")) as sealed:
-        await sealed.enqueue(["a marked wombat"])
+async def test_requests_can_be_encrypted(made: Made, fleet: Fleet, database_url: str) -> None:
+    """With a cipher, the database has the request encrypted; a worker needs the same cipher."""
+    async with made(cipher=Lock(b"one")) as secret:
+        await secret.enqueue(["a marked wombat"])
         [(body,)] = rows(database_url, "SELECT body FROM fuhu_request")
         assert b"wombat" not in bytes(body)
-        for seal in (None, Lock(b"another")):
+        for cipher in (None, Lock(b"another")):
             with pytest.raises(UsageError, match="The request is encrypted"):
-                unpacked(bytes(body), "key", is_sealed=True, seal=seal)
-        [job] = (await ended(sealed)).values()
+                unpacked(bytes(body), "key", is_encrypted=True, cipher=cipher)
+        [job] = (await ended(secret)).values()
     assert job.state is JobState.SAVED
 
 
@@ -373,7 +375,7 @@ async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulat
         await until(lambda: len(gateway.tasks) == 2 and gateway.tasks[1].polls)
         now = await fleet.status()
         [one] = now.workers
-        assert one.silent < 60
+        assert one.heartbeat_age < 60
     assert [job.custom_id for job in now.doubts] == ["order-1"]
     assert now.jobs[JobState.IN_DOUBT] == 1
 
@@ -481,7 +483,7 @@ async def test_a_clock_that_is_ahead_delays_no_job(
     async with working(fleet, grace=0.0):
         await happens(lambda: fleet.journal.jobs(JobState.ACCEPTED))
     now = await fleet.status()
-    assert (now.ready, now.later, now.running) == (1, 0, 0)
+    assert (now.ready, now.scheduled, now.running) == (1, 0, 0)
 
 
 async def test_all_workers_together_respect_the_rate(
@@ -584,6 +586,36 @@ async def test_an_app_of_the_users_own_carries_out_jobs(
         )
         await app.tasks["fuhu:tend"](timestamp=0)
     assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
+
+
+async def test_an_app_of_the_users_own_lets_go_of_its_jobs_when_its_lease_expires(
+    fleet: Fleet, database_url: str, gateway: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Jobs of a worker without a heartbeat are returned to the queue; the App goes on with them."""
+    gateway.script("a kitten", takes=1000.0)
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=database_url))
+    app.add_tasks_from(fleet.blueprint, namespace="fuhu")
+    await fleet.enqueue(NAMED[:1])
+    async with app.open_async():
+        work = asyncio.create_task(
+            app.run_worker_async(
+                queues=["fuhu"], delete_jobs="always", install_signal_handlers=False
+            )
+        )
+        await until(lambda: gateway.tasks)
+        rows(
+            database_url,
+            "UPDATE procrastinate_workers SET last_heartbeat = now() - '1 h'::interval",
+        )
+        await until(lambda: "The database has had no heartbeat for 2 s" in caplog.text)
+        rows(
+            database_url,
+            "UPDATE procrastinate_workers SET last_heartbeat = now() + '1 h'::interval",
+        )
+        assert [job.state async for job in fleet.outcomes()] == [JobState.SAVED]
+        work.cancel()
+        await asyncio.wait([work])
+    assert len(gateway.tasks) == 1
 
 
 # What dead workers leave behind
@@ -734,10 +766,47 @@ async def test_a_worker_that_is_cut_off_ends(
         await until(lambda: "This worker takes up nothing more" in caplog.text)
         assert not work.done()
         await asyncio.to_thread(server.start)
-        with pytest.raises(CutOff, match=r"could not be reached for 2 s.*Start the worker again"):
+        with pytest.raises(
+            LeaseExpired, match=r"could not be reached for 2 s.*Start the worker again"
+        ):
             await work
     assert "The database cannot be reached. Everything waits for it." in caplog.text
     assert server.url not in caplog.text
+
+
+async def test_a_worker_ends_in_a_network_that_delivers_nothing(
+    fleet: Fleet, made: Made, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that stay open without a sign of the database hold no worker back."""
+    monkeypatch.setattr(_postgres, "ANSWER", 1.0)
+    with relay_to(database_url) as relay:
+        away = made(url=f"{relay.url}?connect_timeout=2")
+        work = asyncio.create_task(away.work(signals=False))
+        await happens(lambda: has_worker(fleet))
+        relay.is_frozen = True
+        with pytest.raises(LeaseExpired):
+            await work
+        relay.is_frozen = False
+
+
+async def test_a_queue_notices_a_network_that_delivers_nothing(
+    fleet: Fleet,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A statement without an answer is sent again on another connection."""
+    with relay_to(database_url) as relay:
+        one = Queue(relay.url)
+        async with one.app.open_async():
+            await one.left()
+            monkeypatch.setattr(_postgres, "ANSWER", 0.2)
+            relay.is_frozen = True
+            asking = asyncio.create_task(one.left())
+            await until(lambda: "The database cannot be reached." in caplog.text)
+            relay.is_frozen = False
+            monkeypatch.undo()
+            assert await asking == 0
 
 
 async def test_a_worker_without_jobs_ends_while_the_database_is_gone(gateway: Simulator) -> None:
@@ -752,24 +821,24 @@ async def test_a_worker_without_jobs_ends_while_the_database_is_gone(gateway: Si
 
         await happens(has_begun)
         await asyncio.to_thread(server.stop)
-        with pytest.raises(CutOff):
+        with pytest.raises(LeaseExpired):
             await work
 
 
 def worker_of(**queue: Any) -> worker.Worker:
     """Return a worker that has this much of a queue, and no client to send with."""
     parts: dict[str, Any] = {"journal": None, "client": None, "tasks_in_flight": None}
-    rest: dict[str, Any] = {"options": {}, "seal": None, "lease": 0.0, "max_points": None}
+    rest: dict[str, Any] = {"options": {}, "cipher": None, "lease": 0.0, "max_points": None}
     return worker.Worker(queue=cast("Queue", SimpleNamespace(**queue)), **parts, **rest)
 
 
 async def test_a_job_that_arrives_at_the_cut_off_is_not_sent() -> None:
-    """A worker that was just cut off gives back what it gets, since others have its jobs."""
+    """A worker whose lease has just expired gives back what it gets, since others have its jobs."""
 
     async def take(key: str) -> Waiting:
-        return Waiting(b"", is_sealed=False, state=JobState.PLANNED)
+        return Waiting(b"", is_encrypted=False, state=JobState.PLANNED)
 
-    one = worker_of(take=take, connector=SimpleNamespace(is_cut_off=True))
+    one = worker_of(take=take, connector=SimpleNamespace(has_expired=True))
     context: Any = SimpleNamespace(job=SimpleNamespace(id=1, worker_id=1, attempts=0))
     with pytest.raises(worker.Again):
         await one.deliver(context, "id:order-1")
@@ -897,6 +966,24 @@ async def test_a_worker_with_another_key_is_refused(
     assert {task.state for task in gateway.tasks} == {"succeeded"}
 
 
+async def test_a_key_that_no_longer_works_can_be_replaced(
+    made: Made, fleet: Fleet, gateway: Simulator
+) -> None:
+    """With `replace_key`, a worker with another key takes up the jobs that are left."""
+    gateway.script("a kitten", then="stall")
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await until(lambda: gateway.tasks)
+    gateway.script("a duckling")
+    await fleet.enqueue(NAMED[1:])
+    gateway.add_key("sk-another", points=1000)
+    async with made(api_key="sk-another", replace_key=True) as other, working(other, grace=0.0):
+        await happens(lambda: other.journal.jobs(JobState.SAVED))
+    assert await fleet.left() == 1
+    with pytest.raises(UsageError, match="--replace-key"):
+        await fleet.work()
+
+
 async def test_a_database_that_refuses_a_statement_is_reported(
     fleet: Fleet, database_url: str
 ) -> None:
@@ -913,12 +1000,12 @@ async def test_a_worker_that_can_save_nothing_is_refused(
     await fleet.enqueue(NAMED)
     place = tmp_path / "file"
     place.touch()
-    for wrong, words in [(place, "Nothing can be written in"), ("s4://clips", "not the URL of an")]:
+    for wrong, words in [(place, "is not a folder"), ("s4://clips", "not the URL of an")]:
         async with made(download_to=wrong) as other:
             with pytest.raises(UsageError, match=words):
                 await other.work()
     now = await fleet.status()
-    assert (now.ready, now.later) == (2, 0)
+    assert (now.ready, now.scheduled) == (2, 0)
     assert not gateway.requests
 
 
@@ -937,12 +1024,29 @@ async def test_the_options_of_the_url_hold_for_every_connection(
     assert rows(database_url, sql) == [("spring",)]
 
 
+async def test_a_worker_ends_if_the_database_refuses_its_statements(
+    fleet: Fleet, database_url: str
+) -> None:
+    """Without the table of workers, nothing can be known of its lease: the error says why."""
+    async with fleet:
+        work = asyncio.create_task(fleet.work(signals=False))
+        await happens(lambda: has_worker(fleet))
+        rows(database_url, "ALTER TABLE procrastinate_workers RENAME TO elsewhere")
+        with pytest.raises(JournalError, match="SQLSTATE 42P01"):
+            await work
+
+
+async def has_worker(fleet: Fleet) -> bool:
+    """Return whether a worker has begun."""
+    return bool((await fleet.status()).workers)
+
+
 async def test_a_frozen_worker_holds_no_lock_for_long(database_url: str) -> None:
     """The database ends a transaction that is idle, so that other workers can tend the queue."""
     one = Queue(database_url)
     async with one.app.open_async():
         sql = "SELECT current_setting('idle_in_transaction_session_timeout') AS it"
-        assert (await one.connector.execute_query_one_async(sql))["it"] == "30s"
+        assert (await one.connector.execute_query_one_async(sql))["it"] == "20s"
 
 
 def test_a_fleet_needs_a_url() -> None:
@@ -994,7 +1098,7 @@ async def test_an_entry_without_a_request_ends(
 async def is_empty(fleet: Fleet) -> bool:
     """Return whether the queue is empty."""
     status = await fleet.status()
-    return not (status.ready or status.later or status.running)
+    return not (status.ready or status.scheduled or status.running)
 
 
 @pytest.mark.parametrize("swallow", [True, False])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fuhu_runway import Limits, PollPolicy, RetryPolicy
-from fuhu_runway.contrib.fleet import CUT_OFF_CODE, CutOff, Fleet
+from fuhu_runway.contrib.fleet import RESTART_CODE, Fleet, LeaseExpired
 
 
 def work(options: dict[str, Any]) -> int:
@@ -35,8 +35,8 @@ def work(options: dict[str, Any]) -> int:
     )
     try:
         asyncio.run(fleet.work(in_flight=options["in_flight"], grace=options["grace"]))
-    except CutOff:
-        return CUT_OFF_CODE
+    except LeaseExpired:
+        return RESTART_CODE
     return 0
 
 

@@ -16,10 +16,10 @@ from support.secrets import secrets_in
 from support.servers import reply
 
 from fuhu_runway import Client
-from fuhu_runway.batch import Outcome
 from fuhu_runway.errors import DownloadIncomplete, OutOfCredits, RunwayError, UsageError
 from fuhu_runway.hooks import TaskPolled
 from fuhu_runway.inputs import check_items, read_items
+from fuhu_runway.items import Outcome
 from fuhu_runway.journal import JobState, Journal
 from fuhu_runway.models import ActOne, ImageToVideo, OfficialImageToVideo, TextToVideo, VideoToVideo
 from fuhu_runway.testing import Simulator, faults

@@ -11,7 +11,6 @@ from support.clients import quick_client
 from support.clock import until
 
 from fuhu_runway import Client
-from fuhu_runway.batch import Item, Outcome
 from fuhu_runway.errors import (
     DownloadIncomplete,
     InvalidRequest,
@@ -21,6 +20,7 @@ from fuhu_runway.errors import (
     WaitAbandoned,
     WaitTimeout,
 )
+from fuhu_runway.items import Item, Outcome
 from fuhu_runway.journal import JobState, Journal, planned
 from fuhu_runway.models import TextToVideo
 from fuhu_runway.testing import Simulator, faults

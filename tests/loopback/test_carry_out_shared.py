@@ -16,10 +16,10 @@ from support.clock import until
 pytest.importorskip("psycopg", reason="the extra postgres is not installed")
 
 from fuhu_runway import Client
-from fuhu_runway.batch import Item, Outcome
 from fuhu_runway.contrib.postgres import PostgresJournal
 from fuhu_runway.errors import DownloadIncomplete, JournalError, RunwayError
 from fuhu_runway.hooks import SubmissionHeld
+from fuhu_runway.items import Item, Outcome
 from fuhu_runway.journal import BaseJournal, JobState
 from fuhu_runway.models import Limits, TextToVideo, Timeouts
 from fuhu_runway.testing import Simulator, faults

@@ -49,7 +49,7 @@ IN_DOUBT: dict[str, tuple[Fault, type[RunwayError]]] = {
     "read timeout in the answer": (faults.Hang(after_bytes=9), NoReply),
     "truncated answer": (faults.Truncated(), UnreadableReply),
     "cut answer": (faults.Cut(), NoReply),
-    "30 MB answer": (faults.Huge(30), UnreadableReply),
+    "30 MB answer": (faults.Chunked(megabytes=30), UnreadableReply),
     "missing id": (Answer(200, NO_ID, accepted=True), UnreadableReply),
     "no JSON": (faults.not_json(accepted=True), UnreadableReply),
     "empty answer": (Answer(200, "", accepted=True), UnreadableReply),
@@ -201,7 +201,7 @@ FINAL: dict[str, tuple[Fault, type[GatewayError]]] = {
     "refused in a 500": (faults.error(500, "no", code="invalid_request"), InvalidRequest),
     "web page": (faults.html_page(), NotFound),
     "dashboard": (faults.dashboard_error(), Unauthorized),
-    "midjourney": (faults.midjourney_error(), OutOfCredits),
+    "midjourney": (faults.known("midjourney"), OutOfCredits),
     "nested": (faults.nested_error(400), InvalidRequest),
 }
 
@@ -238,7 +238,7 @@ async def test_a_model_that_comes_back_gets_the_job_once(gateway: Simulator) -> 
 
 
 MIX: list[Fault] = [
-    *(fault for fault, _ in IN_DOUBT.values() if not isinstance(fault, faults.Huge)),
+    *(fault for fault, _ in IN_DOUBT.values() if not isinstance(fault, faults.Chunked)),
     *FORMS,
     faults.model_not_found(),
     faults.drop_before_accepting(),

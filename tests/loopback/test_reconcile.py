@@ -578,7 +578,7 @@ async def test_a_receiver_and_an_account_find_the_same_task(gateway: Simulator) 
 async def test_a_feed_that_shows_no_prompt_leaves_the_doubt(gateway: Simulator) -> None:
     """Neither the list nor the feed shows the prompt of the task yet: it may be the one."""
     gateway.lists = AccountLists(prompts="nowhere")
-    gateway.script("a kitten", blank=math.inf)
+    gateway.script("a kitten", blank=1e9)
     gateway.fault("submit", LOST)
     async with client_of(gateway, account=None) as client:
         await in_doubt(client)
@@ -590,7 +590,7 @@ async def test_a_feed_that_shows_no_prompt_leaves_the_doubt(gateway: Simulator) 
 async def test_a_task_that_the_feed_does_not_know_yet(gateway: Simulator, *, own_ids: bool) -> None:
     """The list's prompt is enough, unless it has two ids, of which the feed knows one."""
     gateway.lists = AccountLists(prompts="input", refresh=0, own_ids=own_ids)
-    gateway.script("a kitten", hidden=math.inf)
+    gateway.script("a kitten", hidden=1e9)
     gateway.fault("submit", LOST)
     async with client_of(gateway, account=None) as client:
         await in_doubt(client)

@@ -282,7 +282,7 @@ async def test_a_large_clip_after_many_breaks(tmp_path: Path) -> None:
     async with simulator, a_clip(quick_client(simulator)) as clip:
         for size in (1, 70_000, MIB + 1, 1_234_567):
             simulator.fault("download", faults.Cut(size))
-        simulator.fault("download", faults.SlowDownload(1.0 * MIB))
+        simulator.fault("download", faults.SlowBody(1.0 * MIB))
         await clip.download(target)
     assert target.read_bytes() == video
 

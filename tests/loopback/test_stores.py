@@ -18,10 +18,10 @@ pytest.importorskip("obstore", reason="the extra store is not installed")
 import obstore
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore
 
-from fuhu_runway.batch import Item, Outcome
 from fuhu_runway.contrib.store import MARKER, ObjectStore
 from fuhu_runway.errors import DownloadIncomplete, RunwayError, UsageError
 from fuhu_runway.hooks import DownloadFinished
+from fuhu_runway.items import Item, Outcome
 from fuhu_runway.journal import JobState, Journal
 from fuhu_runway.models import TextToVideo
 from fuhu_runway.testing import Simulator

@@ -81,7 +81,7 @@ TROUBLE: dict[str, Fault] = {
     "429": faults.TooManyRequests(0.01, form="milliseconds"),
     "empty 429": faults.empty_429(),
     "not found": faults.task_not_exist(),
-    "nothing": faults.empty_result(),
+    "nothing": faults.known("nothing"),
     "nested": faults.nested_error(500),
     "all empty": faults.Blank(),
 }
@@ -180,7 +180,7 @@ async def test_a_success_without_an_address(gateway: Simulator) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "word"),
-    [(faults.unknown_word(), "MOONWALKING"), (faults.unknown_code("7"), "7")],
+    [(faults.unknown_word(), "MOONWALKING"), (faults.Words("7", ""), "7")],
     ids=["word", "number"],
 )
 async def test_an_unknown_status_is_reported_once(

@@ -126,7 +126,6 @@ def test_a_doubt_in_a_database_is_reconciled(
 @pytest.mark.parametrize(
     "command",
     [
-        ["resolve", "--simulate"],
         ["resume", "--out", "c", "--simulate"],
         ["reconcile", "--simulate"],
         ["audit", "--simulate"],

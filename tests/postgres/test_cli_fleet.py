@@ -122,7 +122,9 @@ def test_the_status_shows_workers_and_jobs(run: Run, gateway: GatewayThread, fle
 def test_a_database_without_jobs_says_so(run: Run, fleet: str) -> None:
     """A fleet that has nothing to do is no error, and init may be repeated."""
     assert json.loads(run("fleet", "init", "--json").out) == {"ready": True}
-    assert "no jobs" in run("fleet", "status").out
+    done = run("fleet", "status")
+    assert "no jobs" in done.out
+    assert "pace of all workers: unknown while no worker has a job" in done.out
 
 
 def test_doubts_and_failures_are_shown(run: Run, gateway: GatewayThread, fleet: str) -> None:
@@ -244,6 +246,25 @@ def test_without_the_extra_there_is_an_error(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "fuhu_runway.contrib.fleet", None)
     done = run("fleet", "status")
     assert (done.code, '".[cli,fleet]"' in done.err) == (2, True)
+
+
+def test_a_missing_right_is_named(run: Run, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the user may not create tables, the error names the right to ask for."""
+    execute(database, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    execute(database, f"CREATE ROLE fuhu_guest LOGIN PASSWORD '{PASSWORD}'")
+    guest = database.replace(f"postgres:{PASSWORD}@", f"fuhu_guest:{PASSWORD}@")
+    monkeypatch.setenv("FUHU_DATABASE_URL", guest)
+    done = run("fleet", "init")
+    execute(database, "DROP ROLE fuhu_guest")
+    assert (done.code, "GRANT USAGE, CREATE ON SCHEMA public" in done.err) == (2, True)
+
+
+def test_a_worker_without_a_key_names_what_there_is(run: Run, fleet: str) -> None:
+    """Workers cannot be simulated, so that the advice leaves --simulate out."""
+    with pytest.MonkeyPatch.context() as without:
+        without.delenv("FUHU_API_KEY")
+        done = run("fleet", "work")
+    assert (done.code, "FUHU_API_KEY" in done.err, "--simulate" in done.err) == (2, True, False)
 
 
 def test_without_tables_there_is_an_error(run: Run, gateway: GatewayThread, database: str) -> None:

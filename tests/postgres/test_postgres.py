@@ -465,6 +465,22 @@ async def test_an_outcome_is_written_once_the_database_is_back(
     await away.aclose()
 
 
+async def test_a_network_that_delivers_nothing_is_noticed(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A statement without an answer is sent again on another connection, and is done once."""
+    away = await started(relay.url)
+    await job_at(away, SUBMITTING)
+    monkeypatch.setattr(_postgres, "ANSWER", 0.2)
+    relay.is_frozen = True
+    writing = asyncio.create_task(away.step("k", ACCEPTED, NOW, attempt=1, task_id="t-1"))
+    await until(lambda: "cannot be reached: it did not answer in time" in caplog.text)
+    relay.is_frozen = False
+    monkeypatch.undo()
+    assert (await writing).task_id == "t-1"
+    await away.aclose()
+
+
 async def test_what_precedes_a_request_is_given_up(relay: Relay) -> None:
     """Nothing was sent, so the caller gets an error, and the job is as it was."""
     away = await started(relay.url, wait=0.0)

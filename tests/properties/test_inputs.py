@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties.strategies import BODIES, JSON_VALUES, texts
 
-from fuhu_runway.batch import Item
 from fuhu_runway.errors import UsageError
 from fuhu_runway.inputs import KINDS, READERS, check_items, read_items
+from fuhu_runway.items import Item
 
 NAMES = st.sampled_from(
     [

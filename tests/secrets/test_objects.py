@@ -26,12 +26,13 @@ import fuhu_runway
 from fuhu_runway import testing
 from fuhu_runway.account import Account
 from fuhu_runway.background import BackgroundJob
-from fuhu_runway.batch import Batch, Item, Outcome, Summary
+from fuhu_runway.batch import Batch
 from fuhu_runway.callbacks import CallbackReceiver
 from fuhu_runway.client import Client
 from fuhu_runway.downloads import Progress
 from fuhu_runway.errors import RunwayError
 from fuhu_runway.hooks import Hooks
+from fuhu_runway.items import Item, Outcome, Summary
 from fuhu_runway.journal import Journal
 from fuhu_runway.models import (
     ActOne,

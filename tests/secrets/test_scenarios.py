@@ -35,6 +35,7 @@ from support.marks import (
     Evidence,
     leaky_text,
 )
+from support.media import PNG
 from support.spans import Collected
 
 from fuhu_runway import Account, CallbackReceiver, Client, Clip, Task
@@ -44,6 +45,7 @@ from fuhu_runway.errors import RunwayError
 from fuhu_runway.models import (
     ActOne,
     Aleph,
+    Gateway,
     Generation,
     ImageToVideo,
     OfficialCharacterPerformance,
@@ -60,6 +62,7 @@ from fuhu_runway.testing import DIALECTS, AccountLists, Simulator, faults
 from fuhu_runway.testing._server.cdn import Media
 from fuhu_runway.testing._server.story import Ending
 from fuhu_runway.testing.faults import PLACES, Fault, Where
+from fuhu_runway.uploads import GatewayFiles
 
 # Delays are virtual, and cost no real time.
 pytestmark = pytest.mark.usefixtures("virtual")
@@ -90,19 +93,29 @@ REQUESTS: Final[tuple[Generation, ...]] = (
 # The required arguments of functions that make faults, besides texts that may leak.
 NEEDED: Final[dict[str, dict[str, Any]]] = {
     "Answer": {"status": 418},
-    "Huge": {"megabytes": 9},
     "Slow": {"seconds": 1.0},
-    "SlowDownload": {"bytes_per_second": 1e7},
+    "SlowBody": {"bytes_per_second": 1e7},
     "Speaks": {"dialect": "mixed"},
     "error": {"status": 400},
     "known": {"name": "challenge"},
     "task_error": {"code": "no"},
+    "VideoUrl": {"url": "http://cdn..example/c.mp4"},
 }
-# Calls without a request of their own, and what makes them.
+
+
+async def upload(client: Client) -> object:
+    """Submit a request whose picture has to be uploaded first."""
+    own = Gateway("own", client.gateway.base_url, files_path="/v1/files")
+    async with Client(KEY, gateway=own, uploads=GatewayFiles(), timeouts=BRIEF) as other:
+        return await other.generate(PROMPT, image=PNG)
+
+
+# Calls that the faults of one place happen to, and what makes them.
 READS: Final[dict[str, Callable[[Client], Awaitable[object]]]] = {
     "balance": lambda client: client.balance(),
     "tasks": lambda client: client.audit(),
     "charges": lambda client: key_log(client._sessions),
+    "files": upload,
 }
 LISTS: Final = {"tasks", "charges"}
 LEAKY: Final = (
@@ -141,8 +154,12 @@ def made_by(name: str, text: str) -> Iterator[Fault]:
         yield make(**(needed | texts), accepted=True)
 
 
+QUOTING: Final = 5
+"""In how many ways a response of one status quotes a text."""
+
+
 def quoting(text: str) -> Iterator[Fault]:
-    """Return responses with *text* in every place of a response."""
+    """Return responses with *text* in every place of a response: `QUOTING` for each status."""
     headers = (("X-Client-IP", IPV4), ("Set-Cookie", f"k={KEY}"), ("X-Request-Id", f"{KEY} {IPV6}"))
     for status in (200, 302, 400, 401, 402, 404, 422, 429, 500, 503):
         yield faults.Answer(status, text, "text/plain", headers)
@@ -161,6 +178,7 @@ class Setup:
     evidence: Evidence
     recorder: EventRecorder
     spans: Collected
+    receiver: CallbackReceiver
 
     async def live(
         self,
@@ -264,9 +282,9 @@ async def setup(
         )
         assert gateway.api_key == key
         async with client:
-            yield Setup(gateway, client, evidence, recorder, spans)
+            yield Setup(gateway, client, evidence, recorder, spans, receiver)
             judge_files(evidence, folder)
-    found = Setup(gateway, client, evidence, recorder, spans)
+    found = Setup(gateway, client, evidence, recorder, spans, receiver)
     found.judge_events()
     evidence.thing(receiver)
     evidence.thing(client.journal)
@@ -307,17 +325,29 @@ async def test_no_fault_leaks_a_secret(name: str, evidence: Evidence, tmp_path: 
 async def test_no_quotation_is_repeated(place: Where, evidence: Evidence, tmp_path: Path) -> None:
     """Secrets in texts, codes, keys and headers of a gateway are not repeated."""
     async with setup(evidence, tmp_path, has_account=place in LISTS) as here:
-        await _meet(here, place, quoting, tmp_path)
+        await _meet(here, place, quoting, tmp_path, ways=QUOTING)
 
 
 async def _meet(
-    here: Setup, place: Where, faults_with_text: Callable[[str], Iterable[Fault]], folder: Path
+    here: Setup,
+    place: Where,
+    faults_with_text: Callable[[str], Iterable[Fault]],
+    folder: Path,
+    *,
+    ways: int = 1,
 ) -> None:
-    """Let faults happen to each kind of request in one place."""
+    """
+    Let faults happen to each kind of request in one place.
+
+    Of *ways* faults in a row, each kind of request meets one: of every row another way, and
+    another one than the kind before. So each kind meets all ways, and all rows.
+    """
     if place in READS:
         # A response may quote the prompt of a live task.
         task = await here.client.submit(REQUESTS[0])
         text = leaky_text(task.request, f"{KEY} {TOKEN}" if place in LISTS else KEY)
+        if place == "files":  # an upload has no prompt
+            text = f"{KEY} from {IPV4} and [{IPV6}]"
         for fault in faults_with_text(text):
             if place in fault.usable_on:
                 here.gateway.fault(place, fault, times=None)
@@ -330,9 +360,13 @@ async def _meet(
     others = [one for one in REQUESTS if one not in official]
     # A download is the same for every kind of request.
     kinds = {"official": official, "download": [*others[:1], *official[:1]]}
-    for index, request in enumerate(kinds.get(place, others)):
+    requests = kinds.get(place, others)
+    if len(requests) < ways:
+        ways = 1
+    for index, request in enumerate(requests):
         for number, fault in enumerate(faults_with_text(leaky_text(request))):
-            if place in fault.usable_on:
+            row, way = divmod(number, ways)
+            if place in fault.usable_on and way == (row + index) % ways:
                 here.gateway.fault(place, fault, times=None)
                 await here.live(request, folder, f"{number}-{index}")
                 here.gateway.forget_plans()
@@ -493,13 +527,11 @@ async def test_a_batch_leaks_nothing(evidence: Evidence, tmp_path: Path) -> None
 async def test_a_webhook_leaks_nothing(body: bytes, evidence: Evidence, tmp_path: Path) -> None:
     """Neither its URL nor its body is shown, whether it is right, forged or garbage."""
     async with setup(evidence, tmp_path, callbacks=None) as here:
-        receiver = here.client._sessions.receiver
-        assert receiver is not None
         here.gateway.fault("submit", faults.drop_after_accepting(), times=1)
         for request in REQUESTS:
             await here.live(request, tmp_path)
             url = here.gateway.tasks[-1].request.get("callback_url", PUBLIC_URL)
             evidence.finder.add_link(url)
-            receiver.deliver(url.rpartition("/")[2], body)
-            receiver.deliver(SECRET, body)
+            here.receiver.deliver(url.rpartition("/")[2], body)
+            here.receiver.deliver(SECRET, body)
             await asyncio.sleep(0.01)

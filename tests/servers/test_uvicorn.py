@@ -18,8 +18,8 @@ import fuhu_runway
 from fuhu_runway.journal import Journal
 from fuhu_runway.testing import Simulator, faults
 
-INSTANTS: Final = int(os.environ.get("TEST_INSTANTS", "20"))
-"""How many servers are stopped; the full session stops 200."""
+INSTANTS: Final = int(os.environ.get("FUHU_TEST_INSTANTS", "20"))
+"""How many servers are stopped, each at another moment."""
 ROUTES: Final = ("start", "wait", "stream")
 
 pytestmark = [
@@ -90,7 +90,7 @@ async def test_a_server_that_is_stopped_loses_nothing(tmp_path: Path, journal: b
         (folder / "ended.txt").touch()
         async with Simulator(speed=100, takes=20) as gateway:
             gateway.fault("submit", faults.Slow(random.choice([1.0, 10.0])), times=6)
-            gateway.fault("download", faults.SlowDownload(2000), times=3)
+            gateway.fault("download", faults.SlowBody(2000), times=3)
             await life(gateway, folder, random, journal=journal)
             paid = {task.task_id for task in gateway.tasks}
             assert len(paid) == gateway.submitted

@@ -1,4 +1,8 @@
-"""A relay between a program and a Postgres server, which can be cut off and can swallow answers."""
+"""
+A relay between a program and a Postgres server.
+
+It can be cut off, can swallow answers, and can hold back everything without a sign of it.
+"""
 
 import asyncio
 import contextlib
@@ -19,6 +23,8 @@ class Relay:
     target: str
     #: Whether connections are refused; those that are open are cut off.
     is_cut: bool = False
+    #: Whether nothing passes; connections stay open, and what was sent arrives later.
+    is_frozen: bool = False
     #: How many answers of the server are swallowed, each with its connection.
     swallowed: int = 0
     #: How many answers come before those.
@@ -83,6 +89,8 @@ class Relay:
                         break
                     self.skipped -= 1
                 self.sent += not is_answer
+                while self.is_frozen and not sink.is_closing():  # noqa: ASYNC110  (set by a thread)
+                    await asyncio.sleep(0.01)
                 sink.write(data)
                 await sink.drain()
         sink.transport.abort()

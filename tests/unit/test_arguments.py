@@ -20,6 +20,7 @@ from fuhu_runway import (
 )
 from fuhu_runway._guesses import METHODS
 from fuhu_runway.callbacks import CallbackReceiver
+from fuhu_runway.doctor import first_clip
 from fuhu_runway.errors import UsageError
 from fuhu_runway.journal import Journal
 from fuhu_runway.models import Gateway, Limits, PollPolicy, RetryPolicy, Timeouts
@@ -285,6 +286,13 @@ async def test_an_argument_that_is_no_guess_is_refused_as_usual(client: Client) 
         wrong: dict[str, Any] = {name: 5}
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
             await client.act_one("https://a.example/1.mp4", IMAGE, **wrong)
+
+
+async def test_a_function_has_the_same_guesses() -> None:
+    """Its error begins with its own name, also if only the guess is passed."""
+    with pytest.raises(TypeError) as error:
+        await first_clip(output="kitten.mp4")  # type: ignore[call-arg]
+    assert str(error.value) == "first_clip() has no argument 'output'; use 'path'."
 
 
 async def test_an_argument_may_have_the_name_of_a_guess(client: Client) -> None:

@@ -20,7 +20,7 @@ from support.clock import ManualClock, settle
 from fuhu_runway._budget import Budget
 from fuhu_runway._clip_files import clip_name, file_name
 from fuhu_runway._session.entry import Entry
-from fuhu_runway.batch import Batch, Item, Outcome, Source, Summary, item_of
+from fuhu_runway.batch import Batch
 from fuhu_runway.errors import (
     DownloadIncomplete,
     Fate,
@@ -37,6 +37,7 @@ from fuhu_runway.errors import (
     WaitTimeout,
 )
 from fuhu_runway.hooks import DownloadFinished, TaskSettled
+from fuhu_runway.items import Item, Outcome, Source, Summary, item_of
 from fuhu_runway.journal import Job, JobState, Journal, Plan, fingerprint, nth, plan_of
 from fuhu_runway.models import ActOne, Generation, ImageToVideo, TaskRecord, TaskState, TextToVideo
 
@@ -378,7 +379,7 @@ async def test_a_stream_is_read_as_it_comes(client: FakeClient) -> None:
 def test_the_folder_is_checked_before_anything_is_sent(client: FakeClient, tmp_path: Path) -> None:
     """A folder that cannot be made is refused when the batch is made; one that can is made."""
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="Nothing can be written"):
+    with pytest.raises(UsageError, match="is not a folder"):
         batch_of(client, ["a"], download_to=tmp_path / "file" / "clips")
     batch_of(client, ["a"], download_to=tmp_path / "clips")
     assert list(tmp_path.iterdir()) != []

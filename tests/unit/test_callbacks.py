@@ -13,14 +13,8 @@ from support.receivers import bound, served
 from support.samples import samples
 
 from fuhu_runway import callbacks
-from fuhu_runway.callbacks import (
-    MAX_BODY_BYTES,
-    READ_AT_ONCE,
-    REMEMBERED,
-    Address,
-    CallbackReceiver,
-    Webhook,
-)
+from fuhu_runway._addresses import REMEMBERED, SIGNATURE_BYTES, Address, Webhook
+from fuhu_runway.callbacks import MAX_BODY_BYTES, READ_AT_ONCE, CallbackReceiver
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import TaskState, TextToVideo
 
@@ -48,10 +42,10 @@ class Scene:
     client: Client
 
     def address(self, job: str | None = None) -> Address:
-        return self.receiver.address(self.client, KITTEN, job, 1.0)
+        return self.receiver.addresses.new(self.client, KITTEN, job, 1.0)
 
     def token(self, job: str | None = None) -> str:
-        return self.receiver.token(self.address(job))
+        return self.receiver.addresses.token(self.address(job))
 
 
 def scene_of(**options: Any) -> Scene:
@@ -112,7 +106,7 @@ def test_its_repr_shows_counts_only(scene: Scene) -> None:
     """The repr counts responses, and has no address, no secret and no token."""
     assert repr(scene.receiver) == "<CallbackReceiver nothing received>"
     address = scene.address()
-    token = scene.receiver.token(address)
+    token = scene.receiver.addresses.token(address)
     scene.receiver.deliver(token)
     scene.receiver.deliver("x")
     assert repr(scene.receiver) == "<CallbackReceiver 1 x 204, 1 x 404>"
@@ -127,19 +121,20 @@ def test_its_repr_shows_counts_only(scene: Scene) -> None:
 
 def test_each_submit_has_an_address_of_its_own(scene: Scene) -> None:
     """Ten thousand addresses differ, and each has 144 random bits."""
-    addresses = {scene.receiver.url(scene.address()) for _ in range(10_000)}
+    addresses = {scene.receiver.addresses.url(scene.address()) for _ in range(10_000)}
     assert len(addresses) == 10_000
     base, token = addresses.pop().rsplit("/", 1)
     assert base == URL
     assert len(token) == 44
-    assert callbacks.SEAL_BYTES * 8 >= 128
+    assert SIGNATURE_BYTES * 8 >= 128
 
 
 def test_a_slash_at_the_end_makes_no_difference() -> None:
     """Between the public address and the token is one slash."""
     receiver = CallbackReceiver(f"{URL}/")
-    assert receiver.url(receiver.address(Client(), KITTEN, None, 1.0)).startswith(f"{URL}/")
-    assert "//" not in receiver.url(Address(bytes(15))).removeprefix("https://")
+    addresses = receiver.addresses
+    assert addresses.url(addresses.new(Client(), KITTEN, None, 1.0)).startswith(f"{URL}/")
+    assert "//" not in addresses.url(Address(bytes(15))).removeprefix("https://")
 
 
 def test_only_what_was_made_here_is_known(scene: Scene) -> None:
@@ -184,14 +179,14 @@ def test_with_a_secret_a_job_keeps_its_address() -> None:
     """The same job has the same address in the next process, and another job another one."""
     before, after = scene_of(secret=SECRET), scene_of(secret=SECRET)
     assert before.token("job-1") == after.token("job-1") != after.token("job-2")
-    assert before.receiver.is_lasting
+    assert before.receiver.addresses.is_lasting
     assert before.token() != before.token()
 
 
 def test_without_a_secret_a_job_has_a_new_address_each_time(scene: Scene) -> None:
     """An address that cannot outlive the process need not be found again."""
     assert scene.token("job-1") != scene.token("job-1")
-    assert not scene.receiver.is_lasting
+    assert not scene.receiver.addresses.is_lasting
 
 
 def test_what_is_kept_is_bounded(scene: Scene) -> None:
@@ -199,18 +194,18 @@ def test_what_is_kept_is_bounded(scene: Scene) -> None:
     first = scene.token()
     for _ in range(REMEMBERED + 10):
         scene.address()
-    assert len(scene.receiver._addresses) == REMEMBERED
+    assert len(scene.receiver.addresses._kept) == REMEMBERED
     assert scene.receiver.deliver(first, DONE) == 204
     [(address, _)] = scene.client.received
     assert address.is_strange
-    assert len(scene.receiver._addresses) == REMEMBERED
+    assert len(scene.receiver.addresses._kept) == REMEMBERED
 
 
 def test_an_address_keeps_no_client_alive(scene: Scene) -> None:
     """The webhook of a client that is gone goes to the client that is still there."""
     gone = Client()
     scene.receiver.attach(gone)
-    token = scene.receiver.token(scene.receiver.address(gone, KITTEN, None, 1.0))
+    token = scene.receiver.addresses.token(scene.receiver.addresses.new(gone, KITTEN, None, 1.0))
     del gone
     gc.collect()
     assert scene.receiver.deliver(token, DONE) == 204
@@ -222,7 +217,7 @@ def test_only_its_own_client_gets_a_webhook(scene: Scene) -> None:
     other = Client()
     scene.receiver.attach(other)
     address = scene.address()
-    scene.receiver.deliver(scene.receiver.token(address), DONE)
+    scene.receiver.deliver(scene.receiver.addresses.token(address), DONE)
     assert scene.client.received == [(address, Webhook("t-1", TaskState.SUCCEEDED))]
     assert other.received == []
 
@@ -231,9 +226,9 @@ def test_a_task_belongs_to_one_address(scene: Scene) -> None:
     """It is known whether another address has the task; its own address does not count."""
     first, second = scene.address(), scene.address()
     first.answered("t-1")
-    assert scene.receiver.is_taken("t-1", second)
-    assert not scene.receiver.is_taken("t-1", first)
-    assert not scene.receiver.is_taken("t-2", second)
+    assert scene.receiver.addresses.is_taken("t-1", second)
+    assert not scene.receiver.addresses.is_taken("t-1", first)
+    assert not scene.receiver.addresses.is_taken("t-2", second)
 
 
 def test_a_webhook_without_a_client_is_kept() -> None:
@@ -242,10 +237,10 @@ def test_a_webhook_without_a_client_is_kept() -> None:
     token = scene_of(secret=SECRET).token()
     scene.receiver.deliver(token, DONE)
     [(address, webhook)] = scene.client.received
-    assert scene.receiver.pending(scene.client) == []
+    assert scene.receiver.addresses.pending(scene.client) == []
     address.early = scene.address().early = webhook
-    assert scene.receiver.pending(scene.client) == [(address, webhook)]
-    assert scene.receiver.pending(scene.client) == []
+    assert scene.receiver.addresses.pending(scene.client) == [(address, webhook)]
+    assert scene.receiver.addresses.pending(scene.client) == []
 
 
 def test_an_answer_makes_it_the_tasks_own() -> None:
@@ -457,7 +452,7 @@ def test_what_comes_before_any_client_is_kept() -> None:
     """A webhook without a client waits for the first one, which may be made later."""
     receiver = CallbackReceiver(URL, secret=SECRET)
     assert receiver.deliver(scene_of(secret=SECRET).token(), DONE) == 204
-    [(address, webhook)] = receiver.pending(scene_of().client)
+    [(address, webhook)] = receiver.addresses.pending(scene_of().client)
     assert address.is_strange
     assert webhook.is_end
 
@@ -467,5 +462,5 @@ def test_a_doubt_gets_a_webhook_from_between_two_loops() -> None:
     scene = scene_of()
     address = scene.address()
     address.is_in_doubt, address.early = True, Webhook()
-    assert scene.receiver.pending(scene_of().client) == []
-    assert scene.receiver.pending(scene.client) == [(address, Webhook())]
+    assert scene.receiver.addresses.pending(scene_of().client) == []
+    assert scene.receiver.addresses.pending(scene.client) == [(address, Webhook())]

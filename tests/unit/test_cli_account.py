@@ -25,8 +25,7 @@ pytest.importorskip("cyclopts")
 
 from fuhu_runway import Client
 from fuhu_runway.account import Reconciliation
-from fuhu_runway.cli import batch as cli_batch
-from fuhu_runway.cli import options
+from fuhu_runway.cli import opening
 from fuhu_runway.journal import JobState
 from fuhu_runway.testing import AccountLists, faults
 from fuhu_runway.testing.faults import Where
@@ -41,8 +40,8 @@ OTHER: Final = "sk-of-another-program"
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set up an empty folder with a file of prompts, and no pauses."""
     settle_in(tmp_path, monkeypatch)
-    monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
-    monkeypatch.setattr(options, "SIMULATED_POLLING", QUICK_POLLS)
+    monkeypatch.setattr(opening, "SIMULATED_SPEED", 1000.0)
+    monkeypatch.setattr(opening, "SIMULATED_POLLING", QUICK_POLLS)
     Path("p.txt").write_text("a kitten\na puppy\n")
 
 
@@ -120,7 +119,7 @@ def test_audit_adopts_and_saves(run: Run, gateway: GatewayThread) -> None:
     jobs = json.loads(run("jobs", PATH, "--json").out)
     assert jobs["counts"] == {"saved": 4}
     done = run("audit", PATH, "--adopt")
-    assert (done.code, done.out) == (0, "\n")
+    assert (done.code, done.out) == (0, "")
     assert "There is nothing to save." in done.err
     assert gateway.call(lambda one: one.submitted) == 4
 
@@ -130,9 +129,9 @@ def test_audit_leaves_what_has_no_clip(run: Run, gateway: GatewayThread) -> None
     assert run(*BATCH).code == 0
     gateway.call(lambda one: one.script(then="fail", takes=0.001))
     (failed,) = submit_elsewhere(gateway, "a foal")
-    assert run("audit", PATH, "--adopt").out == "\n"
+    assert run("audit", PATH, "--adopt").out == ""
     done = run("audit", PATH, failed, "--adopt")
-    assert (done.code, "1 failed" in done.err) == (1, True)
+    assert (done.code, "1 failed" in done.err, "--retry" in done.err) == (1, True, False)
     (unknown,) = submit_elsewhere(gateway, "a calf")
     for place in ("feed", "official"):
         gateway.call(
@@ -251,6 +250,7 @@ def test_audit_with_a_simulated_gateway(run: Run) -> None:
     assert run("forget", PATH, rows[0]["key"], "--force").code == 0
     done = run("audit", PATH, "--simulate")
     assert rows[0]["task_id"] in done.out
+    assert f"fuhu-runway audit {PATH} --adopt --simulate" in done.err
     assert run("audit", PATH, "--adopt", "--simulate").code == 0
     assert Path(STATE).is_file()
 
@@ -333,6 +333,35 @@ def test_reconcile_without_a_list_leaves_every_doubt(
     done = run("reconcile", PATH)
     assert (done.code, done.out, len(done.err.splitlines())) == (5, "", 1)
     assert "Every job that was in doubt still is." in done.err
+
+
+def test_reconcile_names_the_command_for_what_was_found_before(
+    run: Run, lossy: GatewayThread
+) -> None:
+    """A task that was found and not saved is not in doubt again; `resume` saves its clip."""
+    in_the_way = Path("clips", f"{lossy.call(lambda one: one.tasks[0].task_id)}.mp4")
+    in_the_way.mkdir()
+    command = f"To save the clips: fuhu-runway resume {PATH} --out clips"
+    done = run("reconcile", PATH)
+    assert "1 paid for but not saved" in done.err
+    assert command in done.err
+    done = run("reconcile", PATH)
+    assert done.out.startswith("1 in doubt: 1 left in doubt\n")
+    assert f"1 other task is paid for and not saved. {command}" in done.err
+    in_the_way.rmdir()
+    assert run("resume", PATH, "--out", "clips").code == 0
+    assert "other" not in run("reconcile", PATH).err
+
+
+@pytest.mark.parametrize("command", [["reconcile"], ["audit"], ["resume", "--out", "clips"]])
+def test_a_simulated_gateway_does_not_claim_a_journal(run: Run, command: list[str]) -> None:
+    """Of a journal that no simulated batch has used, nothing is found out, and nothing is kept."""
+    Path("clips").mkdir()
+    Path(PATH).touch()
+    name, *options = command
+    done = run(name, PATH, *options, "--simulate")
+    assert (done.code, "No simulated gateway belongs to this journal." in done.err) == (2, True)
+    assert not Path(STATE).exists()
 
 
 def test_reconcile_with_nothing_in_doubt(run: Run, gateway: GatewayThread) -> None:

@@ -36,7 +36,7 @@ pytest.importorskip("cyclopts")
 
 from fuhu_runway import errors, hooks
 from fuhu_runway.cli import batch as cli_batch
-from fuhu_runway.cli import options, tally
+from fuhu_runway.cli import opening, tally
 from fuhu_runway.inputs import read_items
 from fuhu_runway.journal import Journal, Plan
 from fuhu_runway.testing import faults, read_ledger
@@ -50,8 +50,8 @@ EVER = 1_000_000.0
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set up an empty folder with a file of prompts, and no pauses."""
     settle_in(tmp_path, monkeypatch)
-    monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
-    monkeypatch.setattr(options, "SIMULATED_POLLING", QUICK_POLLS)
+    monkeypatch.setattr(opening, "SIMULATED_SPEED", 1000.0)
+    monkeypatch.setattr(opening, "SIMULATED_POLLING", QUICK_POLLS)
     Path("prompts.txt").write_text("\n".join(PROMPTS))
 
 
@@ -81,7 +81,7 @@ def test_local_files_are_beside_the_input_file(
         assert run("--dry-run", file="in/jobs.jsonl").code == 0
     done = run("--simulate", file="-" if is_pipe else "in/jobs.jsonl")
     assert done.code == 0
-    assert "1 of 1 clips" in done.err
+    assert "1 of 1 clip is" in done.err
 
 
 @pytest.fixture
@@ -447,7 +447,9 @@ def test_ctrl_c_ends_a_read_from_stdin(
 
     stdin = types.SimpleNamespace(buffer=Pressed())
     monkeypatch.setattr(sys, "stdin", stdin)
-    assert run(file="-").code == 130
+    done = run("--json", file="-")
+    assert (done.code, done.err) == (130, "Stopped.\n")
+    assert json.loads(done.out)["exit_code"] == 130
     assert submitted(gateway) == 0
 
 
@@ -620,15 +622,15 @@ def test_ctrl_c_waits_for_submissions_in_flight(run: Run, gateway: GatewayThread
         return let_go.wait(30)
 
     gateway.simulator.script(hold)
-    say = cli_batch.Lines.say
+    say = cli_batch.Screen.say
 
-    def show_and_release(screen: cli_batch.Lines, text: str) -> None:
+    def show_and_release(screen: cli_batch.Screen, text: str) -> None:
         say(screen, text)
         if text.startswith("Waiting for the responses"):
             let_go.set()
 
     with pytest.MonkeyPatch.context() as patch, pressed(held.is_set):
-        patch.setattr(cli_batch.Lines, "say", show_and_release)
+        patch.setattr(cli_batch.Screen, "say", show_and_release)
         done = run("--in-flight", "2")
     assert (done.code, done.out) == (130, "")
     waiting, stopped = done.err.splitlines()[-2:]
@@ -751,7 +753,7 @@ async def test_the_progress_shows_errors_until_a_request_succeeds() -> None:
     """The latest error is shown until the next successful request."""
     counts, message = tally.Tally(5), []
 
-    class Recorder(cli_batch.Lines):
+    class Recorder(cli_batch.Screen):
         def info(self, text: str) -> None:
             message.append(text)
 

@@ -183,7 +183,7 @@ def test_a_transcript_that_cannot_be_written_hides_no_result(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     done = run("doctor", "--record", "gateway.yaml")
     assert done.code == 5
     assert done.out.startswith("ok ")

@@ -11,7 +11,7 @@ from support.commands import Outcome, Run, documented_keys, runner, settle_in
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway.cli import batch as cli_batch
+from fuhu_runway.cli import opening
 
 ROWS = "prompt,custom_id,seconds,image"
 FIRST, SECOND, PICTURE = "a kitten,one,10,", "a puppy,two,5,", "a cat,three,5,https://a.com/x.png"
@@ -21,7 +21,7 @@ BAD = "a bird,four,99,"
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle_in(tmp_path, monkeypatch)
-    monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
+    monkeypatch.setattr(opening, "SIMULATED_SPEED", 1000.0)
 
 
 @pytest.fixture

@@ -30,9 +30,8 @@ pytest.importorskip("cyclopts")
 
 import fuhu_runway
 from fuhu_runway import Client, errors
-from fuhu_runway.cli import batch as cli_batch
 from fuhu_runway.cli import journal as cli_journal
-from fuhu_runway.cli import options
+from fuhu_runway.cli import opening
 from fuhu_runway.journal import Job, JobState, Journal, Plan
 from fuhu_runway.testing import faults
 
@@ -46,8 +45,8 @@ BATCH = ("batch", "prompts.txt", "--out", "clips")
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set up an empty folder with a file of prompts, and no pauses."""
     settle_in(tmp_path, monkeypatch)
-    monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
-    monkeypatch.setattr(options, "SIMULATED_POLLING", QUICK_POLLS)
+    monkeypatch.setattr(opening, "SIMULATED_SPEED", 1000.0)
+    monkeypatch.setattr(opening, "SIMULATED_POLLING", QUICK_POLLS)
     Path("prompts.txt").write_text(f"{PROMPT}\n{PROMPT}\nanother\n")
     Path("clips").mkdir()
 
@@ -369,7 +368,7 @@ def test_a_missing_journal_is_not_created(run: Run, tokens: list[str]) -> None:
     """A wrong path exits with 2, and no file is created."""
     done = run(*tokens)
     assert (done.code, done.out) == (2, "")
-    assert re.search("no.db.*There is no such file|There is no journal 'no.db'", done.err)
+    assert re.search("There is no journal 'no.db'", done.err)
     assert not Path("no.db").exists()
 
 

@@ -2,27 +2,19 @@
 
 import asyncio
 import json
-import os
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import attrs
 import pytest
 from support.clients import QUICK_POLLS
-from support.commands import GatewayThread, Run, gateway_in_thread, pressed, runner, settle_in
+from support.commands import GatewayThread, Run, gateway_in_thread, runner, settle_in
 
 pytest.importorskip("cyclopts")
 
-from fuhu_runway import Client
-from fuhu_runway.batch import Item
-from fuhu_runway.cli import batch as cli_batch
-from fuhu_runway.cli import options
+from fuhu_runway.cli import opening
 from fuhu_runway.journal import Job, JobState, Journal, Plan
-from fuhu_runway.models import Generation, MotionVector, TextToVideo
-from fuhu_runway.testing import Simulator, faults
+from fuhu_runway.testing import faults
 
 PATH: Final = "clips/journal.db"
 STATE: Final = "clips/simulated-gateway.jsonl"
@@ -33,8 +25,8 @@ BATCH: Final = ("batch", "p.txt", "--out", "clips")
 def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set up an empty folder with a file of prompts, and no pauses."""
     settle_in(tmp_path, monkeypatch)
-    monkeypatch.setattr(cli_batch, "SIMULATED_SPEED", 1000.0)
-    monkeypatch.setattr(options, "SIMULATED_POLLING", QUICK_POLLS)
+    monkeypatch.setattr(opening, "SIMULATED_SPEED", 1000.0)
+    monkeypatch.setattr(opening, "SIMULATED_POLLING", QUICK_POLLS)
     Path("p.txt").write_text("a kitten\n\na puppy\na foal\n")
     Path("clips").mkdir()
 
@@ -105,14 +97,14 @@ def test_a_job_in_doubt_shows_where_it_came_from(run: Run, gateway: GatewayThrea
 
 
 def test_jobs_offers_what_can_be_done_at_once(run: Run) -> None:
-    """Deciding for all is offered if there are several, and a look if the gateway is simulated."""
+    """Deciding for all is offered if there are several; a simulated gateway has its own lists."""
     doubts(a=None, b="t-1")
     assert "--all-not-accepted" not in run("jobs", PATH).err
     doubts(c=None)
     Path(STATE).touch()
     done = run("jobs", PATH)
     assert f"fuhu-runway resolve {PATH} --all-not-accepted" in done.err
-    assert f"fuhu-runway resolve {PATH} --simulate" in done.err
+    assert f"fuhu-runway reconcile {PATH} --simulate" in done.err
 
 
 # Many keys
@@ -153,7 +145,8 @@ def test_one_unknown_task_changes_nothing(run: Run, gateway: GatewayThread) -> N
         (["a", "b", "--task-id", "t"], "A task belongs to one job."),
         (["a", "--all-not-accepted", "--found"], "exactly one of"),
         ([], "exactly one of"),
-        (["--simulate"], "This folder has no simulated gateway."),
+        (["--simulate"], "exactly one of"),
+        (["a", "--task-id", "t", "--simulate"], "belongs to a real gateway"),
     ],
 )
 def test_a_wrong_resolve_changes_nothing(run: Run, tokens: list[str], message: str) -> None:
@@ -174,73 +167,18 @@ def test_all_are_settled_without_a_question(run: Run) -> None:
     done = run("resolve", PATH, "--all-not-accepted", "--yes")
     assert done.code == 0
     assert states() == {"a": "planned", "b": "in doubt", "c": "planned"}
-    assert "1 of the jobs stay in doubt: a response named their task." in done.err
+    assert "1 job stays in doubt: a response named the task." in done.err
     assert "a  p.txt:1  in doubt" in done.err
 
 
-@attrs.frozen
-class Keyboard:
-    """A terminal at which something was typed."""
-
-    typed: int
-
-    def isatty(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self.typed
-
-
-@pytest.mark.parametrize(
-    ("typed", "after"),
-    [("yes\n", "planned"), (" YES \n", "planned"), ("y\n", "in doubt"), ("", "in doubt")],
-)
-def test_a_person_is_asked(
-    run: Run, monkeypatch: pytest.MonkeyPatch, typed: str, after: str
-) -> None:
-    """Only yes is a yes; the question says what it may cost."""
-    doubts(a=None)
-    reading, writing = os.pipe()
-    os.write(writing, typed.encode())
-    os.close(writing)
-    monkeypatch.setattr(sys, "stdin", Keyboard(reading))
-    done = run("resolve", PATH, "--all-not-accepted")
-    os.close(reading)
-    assert (done.code, "it will be paid for twice" in done.err) == (0, True)
-    assert states() == {"a": after}
-    assert done.err.splitlines()[-1] == (
-        "Run the batch command again to continue." if after == "planned" else "Nothing was changed."
-    )
-
-
-def test_ctrl_c_ends_the_question(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It exits with 130 at once, what is typed later is ignored, and the job stays in doubt."""
-    doubts(a=None)
-    reading, writing = os.pipe()
-    asked = threading.Event()
-
-    class Waiting(Keyboard):
-        def fileno(self) -> int:
-            asked.set()
-            return self.typed
-
-    monkeypatch.setattr(sys, "stdin", Waiting(reading))
-    with pressed(asked.is_set):
-        done = run("resolve", PATH, "--all-not-accepted")
-    assert (done.code, states()) == (130, {"a": "in doubt"})
-    (reader,) = [one for one in threading.enumerate() if one.name == "stdin"]
-    os.write(writing, b"yes\n")
-    reader.join()
-    os.close(reading)
-    os.close(writing)
-    assert states() == {"a": "in doubt"}
-
-
-def test_a_script_has_to_say_yes(run: Run) -> None:
-    """Without a terminal and without --yes, nothing changes."""
+def test_what_is_settled_at_once_is_shown_first(run: Run) -> None:
+    """Without --yes, the jobs are listed, the error says what it may cost, and nothing changes."""
     doubts(a=None)
     done = run("resolve", PATH, "--all-not-accepted")
-    assert (done.code, "then add --yes" in done.err) == (2, True)
+    listed, refused = done.err.splitlines()
+    assert (done.code, listed.startswith("a  p.txt:1  in doubt")) == (2, True)
+    assert "it will be paid for twice" in refused
+    assert refused.endswith("add --yes.")
     assert states() == {"a": "in doubt"}
 
 
@@ -249,83 +187,3 @@ def test_without_a_doubt_nothing_is_asked(run: Run) -> None:
     Path(PATH).touch()
     done = run("resolve", PATH, "--all-not-accepted")
     assert (done.code, done.out, done.err) == (0, "", "Nothing was changed.\n")
-
-
-# A simulated gateway
-
-
-def leave_doubts(*requests: Generation, lost: int) -> None:
-    """Leave jobs in doubt: the gateway accepted the first *lost*, and never got the others."""
-
-    async def work() -> None:
-        journal = Journal(PATH)
-        async with Simulator(speed=1000, points=None, state_file=STATE, seed=1) as gateway:
-            if lost:
-                gateway.fault("submit", faults.drop_after_accepting(), times=lost)
-            gateway.fault("submit", faults.drop_before_accepting(), times=None)
-            url = gateway.base_url
-            async with Client(gateway.api_key, base_url=url, journal=journal) as client:
-                items = [Item(request, source=f"p.txt:{n}") for n, request in enumerate(requests)]
-                async for outcome in client.generate_many(items, in_flight=1):
-                    assert outcome.is_in_doubt
-        await journal.aclose()
-
-    asyncio.run(work())
-
-
-def by_source() -> dict[str | None, str | None]:
-    """Return the task of each accepted job, and the state of each other one, by its line."""
-    jobs = known().values()
-    return {job.source: job.task_id or job.state.value for job in jobs}
-
-
-def ids() -> list[str]:
-    """Return the tasks in the state file, in the order of their submission."""
-    return [task.task_id for task in Simulator(state_file=STATE).tasks]
-
-
-def test_a_simulated_gateway_knows_what_it_accepted(run: Run) -> None:
-    """Each doubt becomes its own task, or planned if there is none; no id has to be known."""
-    moving = MotionVector(x=1.0)
-    leave_doubts(
-        TextToVideo("a kitten", motion=moving),
-        TextToVideo("a kitten"),
-        TextToVideo("a kitten"),
-        TextToVideo("a kitten", seconds=5),
-        lost=2,
-    )
-    done = run("resolve", PATH, "--simulate")
-    assert done.code == 0
-    first, second = ids()
-    assert by_source() == {
-        "p.txt:0": first,
-        "p.txt:1": second,
-        "p.txt:2": "planned",
-        "p.txt:3": "planned",
-    }
-
-
-def test_a_simulated_gateway_settles_chosen_jobs(run: Run) -> None:
-    """With keys, only these jobs are settled."""
-    leave_doubts(TextToVideo("a kitten"), TextToVideo("a puppy"), lost=2)
-    last = next(key for key, job in known().items() if job.source == "p.txt:1")
-    assert run("resolve", PATH, last, "--simulate").code == 0
-    assert by_source() == {"p.txt:0": "in doubt", "p.txt:1": ids()[1]}
-
-
-def test_a_request_that_cannot_be_compared_leaves_a_doubt(run: Run) -> None:
-    """If the gateway accepted something with fields of its own, earlier jobs may be meant."""
-    leave_doubts(TextToVideo("a kitten", extra={"seed": 1}), TextToVideo("a puppy"), lost=1)
-    done = run("resolve", PATH, "--simulate")
-    assert "1 of the jobs stay in doubt" in done.err
-    assert by_source() == {"p.txt:0": "in doubt", "p.txt:1": "planned"}
-
-
-def test_tasks_of_other_jobs_are_left_alone(run: Run) -> None:
-    """A task that another job has, or that was accepted before the doubt, is not taken for it."""
-    assert run(*BATCH, "--simulate").code == 0
-    kitten = next(job for job in known().values() if job.source == "p.txt:1")
-    assert run("forget", PATH, kitten.key).code == 0
-    leave_doubts(TextToVideo("a kitten"), TextToVideo("a calf"), lost=0)
-    assert run("resolve", PATH, "--simulate").code == 0
-    assert sorted(states().values()) == ["planned", "planned", "saved", "saved"]

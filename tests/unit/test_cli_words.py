@@ -143,6 +143,7 @@ def test_submit_takes_a_prompt_of_several_words(run: Run, gateway: GatewayThread
         (["restyle", IMAGE, PROMPT, "--model", "Gen4"], "--model Gen4 is not known."),
         (["restyle", IMAGE, PROMPT, "--structure-transformation", "7"], "--structure-tr"),
         (["generate", PROMPT, "--seconds", "99"], "--seconds is 99."),
+        (["generate", PROMPT, "--flip"], "Use it with --image alone, or remove it."),
         (["generate", PROMPT, "--extra", '{"prompt": 1}'], "extra sets 'prompt'"),
         (["generate", PROMPT, "--base-url", "a b"], "--base-url must be an http(s) URL"),
     ],
@@ -213,9 +214,9 @@ def test_other_libraries_log_nothing() -> None:
     """Without -v, a warning of another library does not appear among the output."""
     script = (
         "import logging\n"
-        "from fuhu_runway.cli import console, options\n"
-        "async def warn(_): logging.getLogger('asyncio').warning('slow')\n"
-        "console.run(warn, options.OUTPUT)\n"
+        "from fuhu_runway.cli import console\n"
+        "async def warn(): logging.getLogger('asyncio').warning('slow')\n"
+        "console.run(warn(), console.Screen())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert (done.stdout, done.stderr) == (b"", b"")
@@ -282,7 +283,7 @@ def test_a_bug_is_an_object(
     run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bug in this program has the exit code 70 and says nothing about the money."""
-    monkeypatch.setattr(make, "print_row", None)
+    monkeypatch.setattr(make, "fields", None)
     row = json.loads(run("balance", "--json").out)
     assert (row["error"], row["exit_code"], row["money"]) == ("TypeError", 70, None)
 
@@ -294,10 +295,10 @@ def test_a_request_is_in_flight_from_its_sending_to_its_outcome(
     run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a refusal, a retry and an acceptance, no request is in flight."""
-    screens: list[console.Lines] = []
-    watch = console.Lines.watch
+    screens: list[console.Screen] = []
+    watch = console.Screen.watch
 
-    def see(screen: console.Lines, event: make.hooks.Event) -> None:
+    def see(screen: console.Screen, event: make.hooks.Event) -> None:
         watch(screen, event)
         screens.append(screen)
         if isinstance(event, make.hooks.SubmissionSent):
@@ -305,7 +306,7 @@ def test_a_request_is_in_flight_from_its_sending_to_its_outcome(
         if isinstance(event, make.hooks.RetryScheduled | make.hooks.TaskSubmitted):
             assert not screen.in_flight
 
-    monkeypatch.setattr(console.Lines, "watch", see)
+    monkeypatch.setattr(console.Screen, "watch", see)
     gateway.simulator.fault("submit", faults.empty_429(0.01))
     assert run("generate", PROMPT).code == 0
     assert screens
@@ -317,7 +318,7 @@ def test_a_request_is_in_flight_from_its_sending_to_its_outcome(
 def test_a_simulated_request_costs_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests to a simulated gateway do not count, so that stopping them is not in doubt."""
     seen: list[object] = []
-    monkeypatch.setattr(console.Lines, "watch", lambda _, event: seen.append(event))
+    monkeypatch.setattr(console.Screen, "watch", lambda _, event: seen.append(event))
     monkeypatch.setattr(make, "SIMULATED_SPEED", 1000.0)
     assert run("generate", PROMPT, "--simulate").code == 0
     assert seen == []

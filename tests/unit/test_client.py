@@ -174,8 +174,8 @@ def test_an_unknown_gateway_raises_with_the_known_ones() -> None:
 
 def test_a_callback_has_an_address() -> None:
     """None leaves it out, the default leads nowhere, and anything else has to be an address."""
-    assert Client("sk-1")._sessions._callback_url == NOWHERE
-    assert Client("sk-1", callback_url=None)._sessions._callback_url is None
+    assert Client("sk-1")._sessions.callback_url == NOWHERE
+    assert Client("sk-1", callback_url=None)._sessions.callback_url is None
     with pytest.raises(UsageError) as caught:
         Client("sk-1", callback_url="baidu.com")
     assert caught.value.field == "callback_url"

@@ -22,6 +22,7 @@ from fuhu_runway import errors, hooks
 from fuhu_runway.cli import app as cli
 from fuhu_runway.cli import bar as _bar
 from fuhu_runway.cli import console as _console
+from fuhu_runway.cli import opening as _opening
 from fuhu_runway.cli import options as _options
 from fuhu_runway.testing import Simulator
 
@@ -37,9 +38,9 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_key_comes_from_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file overrides the variable, and without either, the error says how to give a key."""
     with pytest.raises(errors.UsageError, match="FUHU_API_KEY or use --api-key-file"):
-        _options.ACCESS.key()
+        _options.Access().key()
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
-    assert _options.ACCESS.key() == "sk-1"
+    assert _options.Access().key() == "sk-1"
     Path("key").write_text("sk-2\n")
     assert _options.Access(api_key_file=Path("key")).key() == "sk-2"
 
@@ -61,7 +62,8 @@ def test_options_can_be_repeated_as_words() -> None:
     access = _options.Access(gateway="deerapi", base_url="http://a", api_key_file=Path("my key"))
     words = ["--gateway", "deerapi", "--base-url", "http://a", "--api-key-file", "my key"]
     assert list(access.words()) == words
-    assert list(_options.ACCESS.words()) == []
+    assert list(_options.Access().words()) == []
+    assert list(_options.Target(access=access, simulate=True).words()) == [*words, "--simulate"]
 
 
 async def test_a_client_uses_the_real_or_the_simulated_gateway(
@@ -71,11 +73,11 @@ async def test_a_client_uses_the_real_or_the_simulated_gateway(
     monkeypatch.setenv("FUHU_API_KEY", "sk-1")
     real = _options.Target(access=_options.Access(base_url="http://127.0.0.1:9"))
     async with contextlib.AsyncExitStack() as stack:
-        client = await real.open(stack, _console.Lines(), None)
+        client = await _opening.open_client(stack, real, _console.Screen(), None)
         assert client.gateway.base_url == "http://127.0.0.1:9"
     async with contextlib.AsyncExitStack() as stack:
         gateway = Simulator(speed=1000, takes=20)
-        client = await _options.TARGET.open(stack, _console.Lines(), gateway)
+        client = await _opening.open_client(stack, _options.Target(), _console.Screen(), gateway)
         await (await client.generate("a kitten")).wait()
         assert gateway.submitted == 1
     assert not gateway.is_running
@@ -98,10 +100,10 @@ def test_a_simulated_gateway_has_no_url_and_no_key(access: _options.Access) -> N
 def run_raising(error: Exception, verbosity: int = 0) -> int:
     """Run work that raises *error*, and return the exit code."""
 
-    async def work(_: _console.Lines) -> None:
+    async def work() -> None:
         raise error
 
-    return _console.run(work, _options.Output(verbose=(True,) * verbosity))
+    return _console.run(work(), _console.Screen(verbose=(True,) * verbosity))
 
 
 @pytest.mark.parametrize(
@@ -142,10 +144,10 @@ def test_a_bug_has_an_exit_code_and_shows_a_traceback_with_vv(
 def test_work_may_return_an_exit_code(code: int | None) -> None:
     """None counts as 0."""
 
-    async def work(_: _console.Lines) -> int | None:
+    async def work() -> int | None:
         return code
 
-    assert _console.run(work, _options.OUTPUT) == (code or 0)
+    assert _console.run(work(), _console.Screen()) == (code or 0)
 
 
 @pytest.mark.parametrize(("verbosity", "count"), [(0, 0), (1, 1), (2, 2)])
@@ -155,11 +157,11 @@ def test_verbosity_selects_the_log_level(
     """Without -v, nothing is logged; with -v INFO, with -vv also DEBUG."""
     before = (hooks.LOGGER.level, list(hooks.LOGGER.handlers))
 
-    async def work(_: _console.Lines) -> None:
+    async def work() -> None:
         hooks.LOGGER.info("news")
         hooks.LOGGER.debug("details")
 
-    _console.run(work, _options.Output(verbose=(True,) * verbosity))
+    _console.run(work(), _console.Screen(verbose=(True,) * verbosity))
     lines = ["info: news", "debug: details"][:count]
     assert capsys.readouterr().err.splitlines() == lines
     assert (hooks.LOGGER.level, hooks.LOGGER.handlers) == before
@@ -200,7 +202,9 @@ def test_exiting_at_once_shows_the_cursor(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-@pytest.mark.parametrize(("in_flight", "many"), [({1}, "A paid request was"), ({1, 2}, "2 paid")])
+@pytest.mark.parametrize(
+    ("in_flight", "many"), [({1}, "1 paid request was"), ({1, 2}, "2 paid requests were")]
+)
 def test_the_second_signal_with_a_request_in_flight_is_in_doubt(
     monkeypatch: pytest.MonkeyPatch, in_flight: set[int], many: str, *, as_json: bool
 ) -> None:
@@ -234,11 +238,12 @@ def test_an_error_of_the_connection_ends_with_the_address(
     """If it is known, the address follows the error; other errors do not show it."""
 
     def run_with_address(error: Exception) -> str:
-        async def work(screen: _console.Lines) -> None:
+        async def work() -> None:
             screen.address = "example.com:443"
             raise error
 
-        _console.run(work, _options.OUTPUT)
+        screen = _console.Screen()
+        _console.run(work(), screen)
         return capsys.readouterr().err
 
     assert run_with_address(errors.NotSent("a.", "b.", "c.")).endswith(
@@ -339,12 +344,12 @@ def test_only_windows_needs_no_term(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without TERM, only Windows terminals are known to move the cursor."""
     with on_a_terminal():
         monkeypatch.delenv("TERM")
-        assert type(_console.screen_for(quiet=False)) is _console.Lines
+        assert not _console.Screen().has_bar
         monkeypatch.setenv("TERM", "")
-        assert type(_console.screen_for(quiet=False)) is _console.Lines
+        assert not _console.Screen().has_bar
         monkeypatch.delenv("TERM")
         monkeypatch.setattr(os, "name", "nt")
-        assert type(_console.screen_for(quiet=False)) is _bar.Bar
+        assert _console.Screen().has_bar
         monkeypatch.undo()
 
 
@@ -364,11 +369,10 @@ def test_a_bar_uses_only_what_the_terminal_can_encode() -> None:
     with (
         on_a_terminal(),
         contextlib.redirect_stderr(terminal),
-        contextlib.closing(_bar.Bar()) as bar,
+        contextlib.closing(_console.Screen()) as screen,
     ):
-        bar.stage("running", 0.5)
-        bar.say("saved 笑.mp4")
-        bar._progress.refresh()
+        screen.stage("running", 0.5)
+        screen.say("saved 笑.mp4")
     terminal.seek(0)
     shown = terminal.read()
     assert "saved \\u7b11.mp4" in shown
@@ -385,57 +389,59 @@ def test_a_closed_terminal_raises_nothing() -> None:
         def flush(self) -> None:
             raise OSError(5, "Input/output error")
 
-    with on_a_terminal(), contextlib.redirect_stderr(Gone()), contextlib.closing(_bar.Bar()) as bar:
-        bar.say("before")
-        bar.stage("running", 0.5)
-        bar.say("accepted: task t-1")
-        bar.board("1 of 2", 0.5, "", "1 running")
-        bar._progress.refresh()
+    screen = _console.Screen()
+    with on_a_terminal(), contextlib.redirect_stderr(Gone()), contextlib.closing(screen):
+        screen.say("before")
+        screen.stage("running", 0.5)
+        screen.say("accepted: task t-1")
+        screen.board("1 of 2", 0.5, "", "1 running")
 
 
 def test_a_bar_can_pulse_and_show_a_part() -> None:
     """A stage without a known part can follow one with it, and the other way round."""
-    with on_a_terminal(), contextlib.closing(_bar.Bar()) as bar:
+    with on_a_terminal():
+        bar = _bar.Bar()
         for part in (None, 0.5, None):
-            bar.stage("running", part)
-            (task,) = bar._progress.tasks
+            bar.show("running", part, "", "")
+            (task,) = bar.tasks
             assert task.total == (None if part is None else 1.0)
             assert task.percentage == (0 if part is None else 50)
+        bar.stop()
 
 
 def test_text_is_not_markup() -> None:
     """Brackets and colons in a path or a reason are printed unchanged."""
-    with on_a_terminal() as terminal, contextlib.closing(_bar.Bar()) as bar:
-        bar.say("before [bold] :cat:")
-        bar.stage("running [bold]")
-        bar.say("after [bold] :cat:")
+    with on_a_terminal() as terminal, contextlib.closing(_console.Screen()) as screen:
+        screen.say("before [bold] :cat:")
+        screen.stage("running [bold]")
+        screen.say("after [bold] :cat:")
     assert "before [bold] :cat:" in terminal.getvalue()
     assert "after [bold] :cat:" in terminal.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("variables", "quiet", "kind"),
+    ("variables", "options", "has_bar"),
     [
-        ({}, False, _bar.Bar),
-        ({}, True, _console.Lines),
-        ({"TERM": "dumb"}, False, _console.Lines),
-        ({"TERM": "unknown"}, False, _console.Lines),
+        ({}, {}, True),
+        ({}, {"quiet": True}, False),
+        ({}, {"json": True}, False),
+        ({"TERM": "dumb"}, {}, False),
+        ({"TERM": "unknown"}, {}, False),
     ],
 )
 def test_only_a_capable_terminal_gets_a_bar(
-    variables: dict[str, str], quiet: bool, kind: type
+    variables: dict[str, str], options: dict[str, bool], *, has_bar: bool
 ) -> None:
     """Logs, and --json, get plain lines."""
+    screen = _console.Screen(**options)
     with on_a_terminal(**variables):
-        screen = _console.screen_for(quiet=quiet)
-        assert type(screen) is kind
-        screen.close()
-    assert type(_console.screen_for(quiet=False)) is _console.Lines
+        assert screen.has_bar == has_bar
+    assert not screen.has_bar
 
 
 def test_without_a_terminal_each_stage_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     """A stage is one line; a quiet screen shows only what say() prints."""
-    for screen in (_console.Lines(), _console.Lines(quiet=True)):
+    for screen in (_console.Screen(), _console.Screen(quiet=True)):
         screen.stage("running", 0.1)
         screen.stage("running", 0.2)
         screen.board("1 of 2", 0.5, "", "1 running")
@@ -446,9 +452,11 @@ def test_without_a_terminal_each_stage_is_shown_once(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("columns", ["40", "80"])
 def test_a_board_uses_as_many_lines_as_it_needs(columns: str) -> None:
     """Text that does not fit in one line below the bar is wrapped."""
-    with on_a_terminal(COLUMNS=columns) as terminal, contextlib.closing(_bar.Bar()) as bar:
-        bar.board("1 of 2", 0.5, "0:00:07 left", "40 running, 594 left, 2 failed, 99,840 points")
-        bar._progress.refresh()
+    with (
+        on_a_terminal(COLUMNS=columns) as terminal,
+        contextlib.closing(_console.Screen()) as screen,
+    ):
+        screen.board("1 of 2", 0.5, "0:00:07 left", "40 running, 594 left, 2 failed, 99,840 points")
     shown = terminal.getvalue()
     assert "1 of 2" in shown
     assert "0:00:07 left" in shown
@@ -461,11 +469,11 @@ def test_a_board_uses_as_many_lines_as_it_needs(columns: str) -> None:
 def test_a_result_is_a_table_or_an_object(capsys: pytest.CaptureFixture[str]) -> None:
     """A table shows the known values in readable form; JSON has every key."""
     row = {"task_id": "t\x1b1", "progress": 0.42, "refunded": True, "points": 1234.5, "file": None}
-    _console.print_row(row, _options.OUTPUT)
+    _console.Screen().show(row, *_console.fields(row))
     assert capsys.readouterr().out.splitlines() == [
         *("task id   t 1", "progress  42%", "refunded  yes", "points    1,234.5"),
     ]
-    _console.print_row(row, _options.Output(json=True))
+    _console.Screen(json=True).show(row, *_console.fields(row))
     assert json.loads(capsys.readouterr().out) == row
 
 
@@ -499,6 +507,18 @@ def test_errors_of_a_stream_are_ignored() -> None:
     closed.close()
     for stream in (closed, Gone()):
         _console.write(stream, "x")
+
+
+def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """A result that is lost in a redirect to a full disk is not lost silently."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    with contextlib.redirect_stdout(Full()):
+        _console.Screen().show({}, "a result")
+    assert capsys.readouterr().err.endswith("could not be written: the disk is full.\n")
 
 
 def test_a_closed_pipe_raises_nothing() -> None:

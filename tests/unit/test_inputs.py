@@ -13,9 +13,9 @@ import pytest
 from support.media import PNG
 from support.secrets import secrets_in
 
-from fuhu_runway.batch import Item
 from fuhu_runway.errors import UsageError
 from fuhu_runway.inputs import KINDS, READERS, check_items, read_items, request_of, spooled
+from fuhu_runway.items import Item
 from fuhu_runway.models import (
     ActOne,
     Aleph,

@@ -15,7 +15,7 @@ from fuhu_runway import _live as live_module
 from fuhu_runway._live import Live
 from fuhu_runway._notebook import NEWEST, jobs_view, table_view
 from fuhu_runway.batch import NEWEST as NEWEST_OUTCOMES
-from fuhu_runway.batch import Item
+from fuhu_runway.items import Item
 from fuhu_runway.journal import Job, JobState, Plan
 from fuhu_runway.models import TextToVideo
 from fuhu_runway.testing import Simulator

@@ -558,7 +558,7 @@ def test_the_policies_have_the_documented_defaults() -> None:
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
-        (None, "extra is not a dict with string keys"),
+        ("marked", "extra is not a dict with string keys"),
         ([("a", 1)], "extra is not a dict with string keys"),
         ({1: "marked"}, "extra is not a dict with string keys"),
         ({"a": {1, 2}}, "TypeError"),
@@ -580,6 +580,12 @@ def test_extra_must_be_json(make: Make, extra: Any, expected: str) -> None:
         make(extra=extra)
     assert caught.value.field == "extra"
     assert secrets_in(caught.value, ["marked"]) == []
+
+
+@pytest.mark.parametrize("make", REQUESTS)
+def test_none_is_no_extra(make: Make) -> None:
+    """A request whose extra is None has no further fields."""
+    assert make(extra=None) == make()
 
 
 def test_endless_extra_is_refused() -> None:

@@ -788,7 +788,7 @@ async def test_a_client_that_does_not_read_cannot_keep_it_open() -> None:
     """A response that is not read is cut off, and closing leaves no asyncio task."""
     before = asyncio.all_tasks()
     async with running() as caller:
-        caller.gateway.fault("submit", faults.Huge(64))
+        caller.gateway.fault("submit", faults.Chunked(megabytes=64))
         _, writer = await asyncio.open_connection("127.0.0.1", caller.gateway.port, limit=1024)
         writer.write(b"POST /runway/pro/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         await until(lambda: any(seen.status for seen in caller.gateway.requests))
@@ -920,7 +920,23 @@ def test_the_faults_come_without_the_simulator() -> None:
         ),
         (
             lambda: Simulator().fault("submit", "x"),
-            "'x' is not a fault of fuhu_runway.",
+            "'x' is not a fault of fuhu_runway.testing.faults, such as faults.Drop()",
+        ),
+        (
+            lambda: Simulator().fault("submit", faults.Drop(), seconds=-5),
+            "seconds=-5 is less than 0",
+        ),
+        (lambda: Simulator().script(42), "42 is no prompt, no pattern and no function"),
+        (lambda: Simulator().script(reason=5), "reason=5 is not text, or None"),
+        (lambda: Simulator().script(queued=2), "queued=2 is not a number from 0 to 1"),
+        (lambda: Simulator().script(hidden=-1), "hidden=-1 is not a number from 0 to"),
+        (
+            lambda: Simulator().script(progress=(0, 200)),
+            "progress=(0, 200) is not several of these: a whole number from 0 to 100",
+        ),
+        (
+            lambda: Simulator().script(faults=faults.Drop()),
+            "Drop(accepted=False, reset=False) has no place; say where: faults.on(",
         ),
     ],
 )

@@ -421,8 +421,9 @@ def example(kind: str) -> dict[str, Any]:
         "dialect": "luma",
         "bytes_per_second": 1000,
         "code": "x",
+        "name": "challenge",
+        "url": "http://cdn..example/c.mp4",
     }
-    needed["name"] = "challenge"
     fields = _arguments.FAULTS[kind].fields
     return {"kind": kind} | {
         name: needed[name] for name, field in fields.items() if field.default is _arguments.REQUIRED

@@ -188,9 +188,7 @@ async def test_a_429_may_be_empty_or_mean_the_quota(caller: Caller) -> None:
         (faults.task_not_exist(), 400, '{"code":"task_not_exist","message":"task_not_exist"'),
         (faults.refused(), 200, '"code":400,"msg":"提示词违规","data":null'),
         (faults.refused("busy", data=[]), 200, '"msg":"busy","data":[]'),
-        (faults.empty_result(), 200, '{"code":"success","data":null}'),
         (faults.dashboard_error(), 200, '{"success":false,'),
-        (faults.midjourney_error(), 400, '{"description":"quota_not_enough"'),
         (faults.html_page(), 200, "<!doctype html>"),
         (faults.not_json(), 200, "upstream connect error"),
     ],
@@ -235,7 +233,7 @@ async def test_a_cut_answer_is_incomplete(caller: Caller) -> None:
 
 async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller) -> None:
     """Megabytes of blanks follow the right response, without a Content-Length."""
-    caller.gateway.fault("submit", faults.Huge(3))
+    caller.gateway.fault("submit", faults.Chunked(megabytes=3))
     async with caller.session.post("/runway/pro/generate", json=BODY) as response:
         assert "Content-Length" not in response.headers
         text = await response.text()
@@ -250,8 +248,8 @@ async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller
     ("fault", "words"),
     [
         (faults.unknown_word(), ("MOONWALKING", "MOONWALKING")),
-        (faults.unknown_code(), ("7", "")),
-        (faults.disagreement(), ("1", "succeeded")),
+        (faults.Words("7", ""), ("7", "")),
+        (faults.Words("1", "succeeded"), ("1", "succeeded")),
     ],
 )
 async def test_the_feed_may_use_any_words(
@@ -354,3 +352,73 @@ async def test_a_script_has_faults_only_for_its_own_requests(caller: Caller) -> 
     """The balance belongs to no task, so a script with a fault there is an error."""
     with pytest.raises(ValueError, match="balance"):
         caller.gateway.script(faults=[faults.on("balance", faults.Drop())])
+
+
+# Around the response.
+
+
+async def test_the_head_of_a_response_can_be_any(caller: Caller) -> None:
+    """A status and headers are replaced, added and left out; the task is made and in the body."""
+    headers = (("content-type", "text/plain"), ("Set-Cookie", "a=1"))
+    caller.gateway.fault("submit", faults.Head(202, headers))
+    async with caller.session.post("/runway/pro/generate", json=BODY) as response:
+        assert (response.status, response.headers["Content-Type"]) == (202, "text/plain")
+        assert response.headers["Set-Cookie"] == "a=1"
+        assert json.loads(await response.text())["data"]["task_id"]
+    assert (caller.submitted, caller.gateway.requests[-1].status) == (1, 202)
+
+
+async def test_a_head_may_be_followed_by_another_fault(caller: Caller) -> None:
+    """Its headers are those of the other fault's response, and so is its status."""
+    head = faults.Head(500, (("X-One", "1"), ("Retry-After", None)), faults.TooManyRequests(3))
+    caller.gateway.fault("submit", head)
+    async with caller.session.post("/runway/pro/generate", json=BODY) as response:
+        assert (response.status, response.headers["X-One"]) == (500, "1")
+        assert "Retry-After" not in response.headers
+    assert caller.submitted == 0
+    with pytest.raises(ValueError, match=r"NoUrl.* cannot happen on 'submit'"):
+        faults.on("submit", faults.Head(then=faults.NoUrl()))
+
+
+@pytest.mark.parametrize(("after_bytes", "received"), [(None, 1), (30, 0)])
+async def test_a_response_may_end_with_its_connection(
+    caller: Caller, after_bytes: int | None, received: int
+) -> None:
+    """It has no length, so nothing shows whether all of it has arrived."""
+    caller.gateway.fault("submit", faults.UntilClose(after_bytes))
+    async with caller.session.post("/runway/pro/generate", json=BODY) as response:
+        assert {"Content-Length", "Transfer-Encoding"}.isdisjoint(response.headers)
+        text = await response.text()
+    assert text.count("exec_time") == received
+    assert text.startswith('{"code":200')
+    assert caller.submitted == 1
+
+
+@pytest.mark.usefixtures("virtual")
+async def test_any_response_may_be_slow_to_the_last_byte(caller: Caller) -> None:
+    """A response of the feed comes at ten bytes per second."""
+    task_id = await caller.start()
+    caller.gateway.fault("feed", faults.SlowBody(10.0))
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    _, text = await caller.poll(task_id)
+    assert loop.time() - begun == pytest.approx(len(text.encode()) / 10, rel=0.1)
+
+
+async def test_a_video_may_be_anywhere(caller: Caller) -> None:
+    """A finished task has the given URL once; a running one has none."""
+    caller.gateway.script("runs", then="stall")
+    caller.gateway.fault("feed", faults.VideoUrl("http://cdn..example/c.mp4"), times=2)
+    task_id = await caller.start()
+    assert (await caller.task(task_id))["video_url"] == "http://cdn..example/c.mp4"
+    await caller.post("/runway/pro/generate", {**BODY, "prompt": "runs"})
+    assert (await caller.task(caller.gateway.tasks[-1].task_id))["video_url"] is None
+    assert (await caller.task(task_id))["video_url"].startswith(caller.gateway.cdn_url)
+
+
+async def test_an_upload_may_fail_too(caller: Caller) -> None:
+    """Files have faults of their own, and their requests are in the log."""
+    caller.gateway.fault("files", faults.known("nginx_413"))
+    assert (await caller.post("/v1/files", {}))[0] == 413
+    assert (await caller.post("/v1/files", {}))[0] == 400
+    assert [one.where for one in caller.gateway.requests] == ["files", "files"]

@@ -309,7 +309,7 @@ async def test_a_download_may_trickle() -> None:
     """A thousand bytes at a hundred per second take ten seconds."""
     async with Simulator(takes=0.0, video=bytes(1000)) as gateway:
         url = (await task_of(gateway))["video_url"]
-        gateway.fault("download", faults.SlowDownload(bytes_per_second=100.0))
+        gateway.fault("download", faults.SlowBody(bytes_per_second=100.0))
         begun = asyncio.get_running_loop().time()
         _, video, _ = await get(url)
         assert len(video) == 1000

@@ -344,7 +344,7 @@ async def test_the_ledger_shows_which_submits_were_answered(path: Path) -> None:
         "dropped": faults.drop_after_accepting(),
         "cut": faults.Cut(60),
         "unwell": faults.server_error(500, accepted=True),
-        "huge": faults.Huge(1),
+        "huge": faults.Chunked(megabytes=1),
     }
     async with running(path) as (gateway, caller):
         for prompt, fault in wrong.items():
@@ -386,7 +386,7 @@ async def test_a_client_that_leaves_within_its_answer_was_not_answered(
     """A client that disconnects within a long answer causes no log line and no status."""
     long = faults.Answer(200, "x" * 10_000_000, accepted=True)
     async with running(path) as (gateway, _):
-        for fault in (long, faults.Huge(64)):
+        for fault in (long, faults.Chunked(megabytes=64)):
             gateway.fault("submit", fault)
             async with calling(gateway.base_url) as caller:
                 response = await caller.session.post(GENERATE, json=BODY)

@@ -262,7 +262,7 @@ async def test_an_address_keeps_a_prompt_only_in_doubt(
     gateway.fault("submit", fault)
     async with scene_of(gateway) as scene:
         await asyncio.gather(scene.client.generate(PROMPT), return_exceptions=True)
-        [address] = scene.receiver._addresses.values()
+        [address] = scene.receiver.addresses._kept.values()
         assert (address.request is not None) is is_kept
 
 

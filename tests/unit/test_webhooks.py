@@ -1,6 +1,7 @@
 """What a client does with webhooks: whom they wake, what they find, and what they cannot do."""
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -11,10 +12,10 @@ import pytest
 from support.clients import QUICK_RETRY, quick_client
 from support.clock import settle, until
 from support.scene import A_WHILE, IMAGE, PROMPT, SECRET, URL, Scene, scene_of
+from support.servers import raw_server, reply
 
 from fuhu_runway import CallbackReceiver, Client, Task
-from fuhu_runway._session.webhooks import new_address
-from fuhu_runway.errors import SubmissionInDoubt, UsageError
+from fuhu_runway.errors import InvalidRequest, SubmissionInDoubt, UsageError
 from fuhu_runway.hooks import (
     CallbackReceived,
     CallbackRefused,
@@ -22,8 +23,8 @@ from fuhu_runway.hooks import (
     SubmissionUnclaimed,
     TaskSettled,
 )
-from fuhu_runway.journal import Job, JobState, Journal, plan_of
-from fuhu_runway.models import Limits, PollPolicy, TaskState, TextToVideo
+from fuhu_runway.journal import Job, JobState, Journal
+from fuhu_runway.models import Limits, PollPolicy, TaskState
 from fuhu_runway.testing import Simulator, faults
 
 
@@ -530,17 +531,23 @@ async def test_each_submit_carries_an_address_of_its_own(scene: Scene) -> None:
     assert task.id == scene.gateway.tasks[-1].task_id
 
 
-async def test_an_address_is_a_secret_of_its_request(scene: Scene) -> None:
+async def test_an_address_is_a_secret_of_its_request() -> None:
     """What the gateway says about a request is shown without the address, should it quote it."""
-    request = TextToVideo(PROMPT)
-    address = new_address(scene.client._sessions, plan_of(request), request, None, None)
-    wire = scene.client._sessions.generation(request, address)
-    assert address is not None
-    token = scene.receiver.token(address)
-    assert token in wire.secrets
-    assert wire.body is not None
-    assert token.encode() in wire.body
-    assert token not in repr(wire)
+    async with (
+        raw_server(reply()) as server,
+        Client("sk-1", base_url=server.url, callbacks=CallbackReceiver(URL)) as client,
+    ):
+        server.may_answer.clear()
+        submitting = asyncio.create_task(client.generate(PROMPT))
+        await server.got_request.wait()
+        body = json.loads(server.requests[0].partition(b"\r\n\r\n")[2])
+        token = body["callback_url"].removeprefix(f"{URL}/")
+        refusal = {"code": "invalid_request", "message": f"The address {token} is bad."}
+        server.answers = [reply(json.dumps(refusal).encode(), "400 Bad Request")]
+        server.may_answer.set()
+        with pytest.raises(InvalidRequest, match="The address <hidden> is bad") as caught:
+            await submitting
+    assert token not in str(caught.value)
 
 
 async def test_a_webhook_ends_the_wait(scene: Scene) -> None:

@@ -20,11 +20,12 @@ from typing import Any, Final, TypeVar
 import attrs
 import procrastinate
 import psycopg
-from procrastinate import exceptions, jobs, sql
+from procrastinate import exceptions, jobs
 from procrastinate.schema import SchemaManager
+from psycopg.abc import PQGen
 
 from fuhu_runway._http.shared import Report, SharedState
-from fuhu_runway.contrib._postgres import options_of
+from fuhu_runway.contrib._postgres import answered, options_of
 from fuhu_runway.errors import JournalError, JournalTooNew
 from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import JobState
@@ -51,13 +52,13 @@ CREATE TABLE IF NOT EXISTS fuhu_fleet (
 );
 CREATE TABLE IF NOT EXISTS fuhu_request (
     -- The key of the job in the journal.
-    key         text PRIMARY KEY,
+    key          text PRIMARY KEY,
     -- Keyed hash of the request, as the journal has it.
-    fingerprint text NOT NULL,
+    fingerprint  text NOT NULL,
     -- The request as JSON, or that encrypted.
-    body        bytea NOT NULL,
-    is_sealed   boolean NOT NULL,
-    added_at    timestamptz NOT NULL DEFAULT now()
+    body         bytea NOT NULL,
+    is_encrypted boolean NOT NULL,
+    added_at     timestamptz NOT NULL DEFAULT now()
 );
 -- A job that was forgotten must not be delivered: without its row, it would be sent again.
 CREATE OR REPLACE FUNCTION fuhu_forget() RETURNS trigger LANGUAGE plpgsql AS
@@ -78,8 +79,8 @@ _LOCK: Final = 0x66756875
 """Key of the advisory locks: "fuhu" in ASCII."""
 
 _ADD: Final = """
-INSERT INTO fuhu_request (key, fingerprint, body, is_sealed)
-SELECT g.key, g.fingerprint, g.body, %(is_sealed)s
+INSERT INTO fuhu_request (key, fingerprint, body, is_encrypted)
+SELECT g.key, g.fingerprint, g.body, %(is_encrypted)s
   FROM unnest(%(keys)s::text[], %(fingerprints)s::text[], %(bodies)s::bytea[])
     AS g (key, fingerprint, body)
   LEFT JOIN fuhu_job j USING (key)
@@ -98,7 +99,7 @@ SELECT g.key
 """
 
 _TAKE: Final = """
-SELECT r.body, r.is_sealed, coalesce(j.state, 'planned') AS state
+SELECT r.body, r.is_encrypted, coalesce(j.state, 'planned') AS state
   FROM fuhu_request r LEFT JOIN fuhu_job j USING (key) WHERE r.key = %(key)s
 """
 
@@ -138,15 +139,28 @@ SELECT count(*) AS number FROM fuhu_request r LEFT JOIN fuhu_job j USING (key)
 """
 
 _WORKERS: Final = """
-SELECT w.id, extract(epoch FROM now() - w.last_heartbeat)::float8 AS silent, count(q.id) AS jobs
+SELECT w.id, extract(epoch FROM now() - w.last_heartbeat)::float8 AS heartbeat_age,
+       count(q.id) AS jobs
   FROM procrastinate_workers w
   LEFT JOIN procrastinate_jobs q ON q.worker_id = w.id AND q.status = 'doing'
  GROUP BY w.id ORDER BY w.id
 """
 
+_UNKNOWN: Final = """
+SELECT id, lock FROM procrastinate_jobs
+ WHERE worker_id = %(worker_id)s AND status = 'doing' AND id <> ALL (%(known)s::bigint[])
+"""
+
+# Without an id, because it has had no job yet, the reply says only that the database is there.
+_HEARTBEAT_AGE: Final = """
+SELECT coalesce(extract(epoch FROM now() - w.last_heartbeat)::float8,
+                CASE WHEN g.id IS NULL THEN 0 ELSE 'infinity'::float8 END) AS age
+  FROM (SELECT %(worker_id)s::bigint AS id) AS g LEFT JOIN procrastinate_workers w USING (id)
+"""
+
 _ENTRIES: Final = """
 SELECT count(*) FILTER (WHERE status = 'todo' AND coalesce(scheduled_at, now()) <= now()) AS ready,
-       count(*) FILTER (WHERE status = 'todo' AND scheduled_at > now()) AS later,
+       count(*) FILTER (WHERE status = 'todo' AND scheduled_at > now()) AS scheduled,
        count(*) FILTER (WHERE status = 'doing') AS running
   FROM procrastinate_jobs WHERE queue_name = %(queue)s
 """
@@ -158,7 +172,11 @@ SELECT p.state, extract(epoch FROM clock_timestamp())::float8 AS now
 
 
 class Connection(psycopg.AsyncConnection[Any]):
-    """A connection of the pool, which logs it."""
+    """A connection of the pool, which logs it; it is lost if the server does not answer in time."""
+
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        """Return the result of a statement; psycopg calls this."""
+        return await super().wait(answered(self.pgconn, gen), *args, **kwargs)
 
     def __repr__(self) -> str:
         return "<connection of the queue>"
@@ -167,8 +185,8 @@ class Connection(psycopg.AsyncConnection[Any]):
 _RETRY_AT: Final = ("%(retry_at)s", "now() + %(delay)s")
 
 _SESSION: Final = (
-    "SELECT set_config('statement_timeout', '30s', false),"
-    " set_config('idle_in_transaction_session_timeout', '30s', false)"
+    "SELECT set_config('statement_timeout', '20s', false),"
+    " set_config('idle_in_transaction_session_timeout', '20s', false)"
 )
 """Sent once for each connection: a worker that is frozen must not hold a lock for longer. Not among
 the options of the connection, which the URL may have, and which a pooler refuses.
@@ -183,16 +201,13 @@ async def _configure(connection: Any) -> None:
 class Connector(procrastinate.PsycopgConnector):
     """procrastinate's connector, which waits while the database cannot be reached."""
 
-    #: When the last heartbeat that arrived was sent, on the loop's clock.
-    beat_at = 0.0
-    #: Whether calls fail at once, because this worker has ended and others have its jobs.
-    is_cut_off = False
+    #: Whether calls fail at once, because this worker's lease is over and others have its jobs.
+    has_expired = False
     #: Whether the log says that the database cannot be reached.
     _is_gone = False
 
     async def execute_query_async(self, query: Any, **arguments: Any) -> None:
         """Execute a query."""
-        sent_at = asyncio.get_running_loop().time()
         run = super().execute_query_async
 
         async def call() -> None:
@@ -210,8 +225,6 @@ class Connector(procrastinate.PsycopgConnector):
             # Another worker has removed the entry, or this one has and the reply was lost.
             if _code(error) != _RAISED:
                 raise
-        if query == sql.queries["update_heartbeat"]:
-            self.beat_at = sent_at
 
     async def execute_query_one_async(self, query: Any, **arguments: Any) -> dict[str, Any]:
         """Execute a query, and return its row."""
@@ -247,7 +260,7 @@ class Connector(procrastinate.PsycopgConnector):
                 self._is_gone = False
                 return answer  # type: ignore[return-value]
             # Without a cause, the database has answered.
-            if self.is_cut_off or failure.__cause__ is None or _code(failure) == _RAISED:
+            if self.has_expired or failure.__cause__ is None or _code(failure) == _RAISED:
                 raise failure
             if not _is_gone(failure):
                 raise _refusal(failure) from failure
@@ -287,7 +300,7 @@ class Waiting:
     """A request, and the state of its job."""
 
     body: bytes
-    is_sealed: bool
+    is_encrypted: bool
     state: JobState
 
 
@@ -307,7 +320,8 @@ class Queue:
             name=QUEUE,
             min_size=1,
             max_size=4,
-            timeout=2.0,  # for a connection of the pool; a worker that is cut off ends after that
+            # For a connection of the pool: a worker whose lease has expired ends after that.
+            timeout=2.0,
         )
         self.app = procrastinate.App(connector=self.connector)
 
@@ -386,7 +400,7 @@ class Queue:
             )
 
     async def add(
-        self, rows: Sequence[tuple[str, str, bytes]], *, is_sealed: bool, again: bool
+        self, rows: Sequence[tuple[str, str, bytes]], *, is_encrypted: bool, again: bool
     ) -> int:
         """
         Add (key, fingerprint, body) of requests that are not there and not over.
@@ -401,7 +415,7 @@ class Queue:
             keys=keys,
             fingerprints=fingerprints,
             bodies=bodies,
-            is_sealed=is_sealed,
+            is_encrypted=is_encrypted,
             over=over,
         )
         new = {row["key"] for row in found}
@@ -417,7 +431,7 @@ class Queue:
     async def take(self, key: str) -> Waiting | None:
         """Return the request of a job; None if it was cancelled, or is over."""
         for row in await self.connector.execute_query_all_async(_TAKE, key=key):
-            return Waiting(bytes(row["body"]), row["is_sealed"], JobState(row["state"]))
+            return Waiting(bytes(row["body"]), row["is_encrypted"], JobState(row["state"]))
         return None
 
     async def remove(self, key: str) -> bool:
@@ -448,30 +462,33 @@ class Queue:
             if not is_mine:  # another worker does it
                 return
             stalled = await manager.get_stalled_jobs(queue=QUEUE, seconds_since_heartbeat=lease)
-            await self.hand_over(stalled)
+            await self.hand_over([(job.id, job.lock) for job in stalled])
             await manager.prune_stalled_workers(lease)
             rows = await self.connector.execute_query_all_async(_ABANDONED, grace=lease)
             for row in rows:
                 await self.put([row["key"]], AGAIN)
 
-    async def hand_over(self, held: Iterable[jobs.Job]) -> None:
-        """Replace entries whose worker is dead, or does not know of them."""
-        for job in held:
+    async def hand_over(self, entries: Iterable[tuple[Any, Any]]) -> None:
+        """Replace entries, each an id and a key, whose worker is dead or does not know of them."""
+        for entry, key in entries:
             # A new entry, which the worker cannot remove if it was only frozen. It waits for the
             # old one, since they have the same lock.
-            await self.put([str(job.task_kwargs["key"])], AGAIN)
-            assert job.id is not None  # noqa: S101  (it is from the database)
+            await self.put([key], AGAIN)
             await self.app.job_manager.finish_job_by_id_async(
-                job.id, jobs.Status.ABORTED, delete_job=True
+                entry, jobs.Status.ABORTED, delete_job=True
             )
 
-    async def held_by(self, worker_id: int) -> list[jobs.Job]:
-        """Return the entries that a worker holds."""
-        return list(
-            await self.app.job_manager.list_jobs_async(
-                queue=QUEUE, status="doing", worker_id=worker_id
-            )
+    async def unknown(self, worker_id: int, known: Iterable[int]) -> dict[int, str]:
+        """Return the keys of the entries that a worker holds, without the *known* ones, by id."""
+        rows = await self.connector.execute_query_all_async(
+            _UNKNOWN, worker_id=worker_id, known=list(known)
         )
+        return {row["id"]: row["lock"] for row in rows}
+
+    async def heartbeat_age(self, worker_id: int | None) -> float:
+        """Return the seconds since a worker's last heartbeat; infinity if others removed it."""
+        row = await self.connector.execute_query_one_async(_HEARTBEAT_AGE, worker_id=worker_id)
+        return float(row["age"])
 
     # For people
 

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import attrs
 
 from fuhu_runway._media import local_fields
-from fuhu_runway.batch import Item
 from fuhu_runway.inputs import KINDS
+from fuhu_runway.items import Item
 from fuhu_runway.models import MotionVector, usage_error
 
 
-class Seal(Protocol):
+class Cipher(Protocol):
     """What encrypts the requests in the database, such as `cryptography.fernet.Fernet`."""
 
     def encrypt(self, data: bytes, /) -> bytes:
@@ -25,8 +25,8 @@ class Seal(Protocol):
         ...
 
 
-def packed(item: Item, *, retry_failed: bool, seal: Seal | None) -> bytes:
-    """Return an item as JSON, encrypted if there is a *seal*."""
+def packed(item: Item, *, retry_failed: bool, cipher: Cipher | None) -> bytes:
+    """Return an item as JSON, encrypted if there is a *cipher*."""
     request = item.request
     values = attrs.asdict(request)
     for field in local_fields(request):
@@ -43,19 +43,21 @@ def packed(item: Item, *, retry_failed: bool, seal: Seal | None) -> bytes:
         "retry_failed": retry_failed,
     }
     body = json.dumps(whole, default=dict).encode()
-    return body if seal is None else seal.encrypt(body)
+    return body if cipher is None else cipher.encrypt(body)
 
 
-def unpacked(body: bytes, key: str, *, is_sealed: bool, seal: Seal | None) -> tuple[Item, bool]:
+def unpacked(
+    body: bytes, key: str, *, is_encrypted: bool, cipher: Cipher | None
+) -> tuple[Item, bool]:
     """
     Return the item of a job, and whether it is submitted again if it failed before.
 
     Raises:
-        UsageError: It is encrypted with another seal, or a local file of the request is not on
+        UsageError: It is encrypted with another cipher, or a local file of the request is not on
             this machine.
     """
-    if is_sealed:
-        body = _opened(body, seal)
+    if is_encrypted:
+        body = _opened(body, cipher)
     whole: dict[str, Any] = json.loads(body)
     values, kind = whole["request"], KINDS[whole["kind"]]
     for field in attrs.fields(kind):
@@ -71,15 +73,15 @@ def unpacked(body: bytes, key: str, *, is_sealed: bool, seal: Seal | None) -> tu
     return item, whole["retry_failed"]
 
 
-def _opened(body: bytes, seal: Seal | None) -> bytes:
-    reason = "and this worker has no seal"
-    if seal is not None:
+def _opened(body: bytes, cipher: Cipher | None) -> bytes:
+    reason = "and this worker has no cipher"
+    if cipher is not None:
         try:
-            return seal.decrypt(body)
-        except Exception as error:  # noqa: BLE001  (each kind of seal has its own)
-            reason = f"and the seal of this worker does not open it ({type(error).__name__})"
+            return cipher.decrypt(body)
+        except Exception as error:  # noqa: BLE001  (each kind of cipher has its own)
+            reason = f"and the cipher of this worker does not open it ({type(error).__name__})"
     raise usage_error(
-        "seal",
+        "cipher",
         f"The request is encrypted, {reason}.",
-        "Pass the same seal as on the other machines.",
+        "Pass the same cipher as on the other machines.",
     )

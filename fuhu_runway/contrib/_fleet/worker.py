@@ -3,8 +3,8 @@ One worker: it takes jobs from the queue, and its client carries them out.
 
 Rule 1: an entry of the queue is removed once the journal says how its job ended. Otherwise the job
 is delivered again.
-Rule 2: a worker that could not reach the database for the length of its lease ends, since others
-have its jobs by then. Before that, it writes the ids of the tasks that it has paid for.
+Rule 2: a worker whose lease has expired, since the database has had no heartbeat of it for that
+long, ends: others have its jobs by then. Before that, it writes the ids of what it has paid for.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import BaseJournal, JobState
 
 from .queue import AGAIN, PAUSE, QUEUE, Queue
-from .requests import Seal, unpacked
+from .requests import Cipher, unpacked
 
 PATIENCE: Final = 30.0
 """How long a job that may not be sent yet keeps its place in a worker, in seconds."""
@@ -40,7 +40,7 @@ PAUSED: Final = 60.0
 """How long nothing is sent after the gateway refused the key or was unreachable, in seconds."""
 
 
-class CutOff(RunwayError):
+class LeaseExpired(RunwayError):
     """A worker could not reach the database for the length of its lease, and has ended."""
 
 
@@ -66,23 +66,27 @@ class Retries(BaseRetryStrategy):
 
 @attrs.define(eq=False, kw_only=True)
 class Worker:
-    """A worker of a fleet, in this process."""
+    """A worker of a fleet, in this process: one of its own, or a part of the user's own App."""
 
     queue: Queue
     journal: BaseJournal
     client: Client
     #: How `Client.carry_out` saves and waits.
     options: dict[str, Any]
-    seal: Seal | None
+    cipher: Cipher | None
     lease: float
     tasks_in_flight: int | None
     max_points: float | None
+    #: Whether its lease has expired and its jobs were returned to the queue.
+    is_over: bool = attrs.field(init=False, default=False)
     #: Entries of the queue that it works on, by procrastinate's ids.
     _running: set[int] = attrs.field(init=False, factory=set)
     #: Keys of jobs that may be sent now, and may not be in flight yet.
     _started: set[str] = attrs.field(init=False, factory=set)
     #: Its id in procrastinate's table; known with the first entry.
     _id: int | None = attrs.field(init=False, default=None)
+    #: What ends it when its lease expires.
+    _fence: "asyncio.Task[None] | None" = attrs.field(init=False, default=None)
     _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _paused_until: float = attrs.field(init=False, default=0.0)
     #: Whether the log says that the limit of points is reached.
@@ -90,8 +94,7 @@ class Worker:
 
     async def run(self, in_flight: int, grace: float, *, signals: bool) -> None:
         """Carry out jobs until a signal; see `Fleet.work`."""
-        connector, app = self.queue.connector, self.queue.app
-        connector.beat_at, connector.is_cut_off = asyncio.get_running_loop().time(), False
+        app = self.queue.app
         working = asyncio.create_task(
             app.run_worker_async(
                 queues=[QUEUE],
@@ -106,48 +109,71 @@ class Worker:
             )
         )
         tending = asyncio.create_task(self.tend())
-        silence = asyncio.create_task(self._silence())
+        self._fence = asyncio.create_task(self._lease_expires())
         try:
-            await asyncio.wait([working, silence], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([working, self._fence], return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 working.result()
                 return
-            connector.is_cut_off = True
+            self._fence.result()  # which raises what the database refuses
+            self.queue.connector.has_expired = True
             working.cancel()
-            may_be_paid = bool(self._started)
-            LOGGER.warning(
-                "The database could not be reached for %g s. This worker takes up nothing more, "
-                "and ends once the ids of what was paid for are written.",
-                self.lease,
-            )
-            await self.client.aclose()
-            while may_be_paid:
-                # The ids of paid tasks are written, however long that takes.
-                with suppress(JournalError):
-                    await self.journal.flush()
-                    break
-            raise CutOff(
+            await self._let_go()
+            raise LeaseExpired(
                 f"The database could not be reached for {self.lease:g} s.",
                 "Nothing is lost or paid for twice: other workers continue these jobs.",
                 "Start the worker again.",
             )
         finally:
             tending.cancel()
-            silence.cancel()
             if not working.cancelling():  # a second time would not wait for its jobs
                 working.cancel()
             # They only raise now that the database cannot be reached.
-            await asyncio.gather(tending, silence, working, return_exceptions=True)
+            await asyncio.gather(tending, working, return_exceptions=True)
+            self.queue.connector.has_expired = False
 
-    async def _silence(self) -> None:
-        """Return once no heartbeat has reached the database for the length of the lease."""
+    async def aclose(self) -> None:
+        """Close the client."""
+        if self._fence is not None:
+            self._fence.cancel()
+        await self.client.aclose()
+
+    # The lease
+
+    async def _lease_expires(self) -> None:
+        """Return once the database has had no heartbeat for the length of the lease."""
         loop = asyncio.get_running_loop()
-        while (left := self.queue.connector.beat_at + self.lease - loop.time()) > 0:  # noqa: ASYNC110  (a heartbeat is no event)
-            await asyncio.sleep(left)
+        beat_at = loop.time()
+        with suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout_at(beat_at + self.lease):
+                    sent_at = loop.time()
+                    beat_at = sent_at - await self.queue.heartbeat_age(self._id)
+                    await asyncio.sleep(self.lease / 6)  # of two heartbeats, none is missed
+
+    async def _let_go(self) -> None:
+        """Send nothing more, and write the ids of what was paid for, however long that takes."""
+        may_be_paid = bool(self._started)
+        LOGGER.warning(
+            "The database has had no heartbeat for %g s. This worker takes up nothing more, and "
+            "ends once the ids of what was paid for are written.",
+            self.lease,
+        )
+        await self.client.aclose()
+        while may_be_paid:
+            with suppress(JournalError):
+                await self.journal.flush()
+                break
+
+    async def _let_go_in_time(self) -> None:
+        """End this part of the user's App, which goes on, when its lease expires."""
+        await self._lease_expires()
+        self.is_over = True
+        await self._let_go()
 
     async def tend(self) -> None:
         """Requeue the jobs of dead workers, and jobs that this one holds without knowing it."""
-        lost: set[int | None] = set()
+        lost: set[int] = set()
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  (it runs in a loop)
         # The pool of connections may raise its own error when this is cancelled.
@@ -157,10 +183,11 @@ class Worker:
                 if self._id is not None:
                     # The reply to a fetch was lost if a job is unknown twice: one that is unknown
                     # once may be on its way.
-                    held = {job.id: job for job in await self.queue.held_by(self._id)}
-                    unknown = held.keys() - self._running
-                    await self.queue.hand_over(held[one] for one in unknown & lost)
-                    lost = unknown
+                    unknown = await self.queue.unknown(self._id, self._running)
+                    await self.queue.hand_over(
+                        (entry, key) for entry, key in unknown.items() if entry in lost
+                    )
+                    lost = set(unknown)
             except Exception as error:  # noqa: BLE001  (the next round may succeed)
                 reason = error if isinstance(error, RunwayError) else reason_of(error)
                 LOGGER.warning("The jobs of dead workers could not be taken over yet: %s.", reason)
@@ -174,6 +201,8 @@ class Worker:
         assert job.id is not None  # noqa: S101  (it is from the database)
         self._running.add(job.id)
         self._id = job.worker_id
+        if self._fence is None:
+            self._fence = asyncio.create_task(self._let_go_in_time())
         try:
             await self._carry_out(key, job.attempts)
         except asyncio.CancelledError:
@@ -191,17 +220,18 @@ class Worker:
         found = await self.queue.take(key)
         if found is None:  # it was cancelled, or is over
             return
-        if self.queue.connector.is_cut_off:
+        if self.is_over or self.queue.connector.has_expired:
             raise Again(0.0)
         if found.state is JobState.PLANNED:
             await self._let_through(key)
         try:
             item, retry_failed = unpacked(
-                found.body, key, is_sealed=found.is_sealed, seal=self.seal
+                found.body, key, is_encrypted=found.is_encrypted, cipher=self.cipher
             )
+            del found  # not kept while the job waits
             outcome = await self.client.carry_out(item, retry_failed=retry_failed, **self.options)
         except WaitAbandoned:
-            raise Again(0.0) from None  # this worker was cut off
+            raise Again(0.0) from None  # its lease has expired
         except RunwayError as error:
             if isinstance(error, NotSent | OutOfCredits | Unauthorized):
                 self._paused_until = asyncio.get_running_loop().time() + PAUSED

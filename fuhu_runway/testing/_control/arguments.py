@@ -17,10 +17,9 @@ import attrs
 
 from fuhu_runway.testing import faults
 from fuhu_runway.testing._server.dialects import NAMES
-from fuhu_runway.testing._server.options import Allowed, allowed, one_of
+from fuhu_runway.testing._server.options import Allowed, Headers, allowed, one_of
 from fuhu_runway.testing._server.story import OWN
-from fuhu_runway.testing._server.wild import KNOWN
-from fuhu_runway.testing.faults import Fault, Planned
+from fuhu_runway.testing.faults import KNOWN, Fault, Planned
 
 
 class Rejected(Exception):
@@ -111,7 +110,9 @@ def _headers(value: Any, at: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, dict):
         raise ValueError  # noqa: TRY004 - `Field.read` catches it
     name = plain(text_like("the name of a header", r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"))
-    text = plain(ONE_LINE)
+    text = plain(
+        Allowed(f"{ONE_LINE.words}, or null", lambda one: one is None or ONE_LINE.fits(one))
+    )
     return tuple((name.read(key, at), text.read(one, f"{at}.{key}")) for key, one in value.items())
 
 
@@ -159,8 +160,8 @@ SPECIAL: Final[Mapping[object, Field]] = {
             lambda value, at: planned(read(OWN_FAULT, value, at), at),
         )
     ),
-    tuple[tuple[str, str], ...]: Field(
-        "an object: names of headers, and their values as text", _headers
+    Headers: Field(
+        "an object: names of headers, and their values as text; null leaves one out", _headers
     ),
 }
 

@@ -199,7 +199,7 @@ COUNTERS: Final = {
     "polls": "How often the client polled a task.",
     "requests": "Remembered requests to both origins.",
     "places": "Requests of each kind: submit, feed, download, balance, official, "
-    "tasks, charges, unknown.",
+    "tasks, charges, files, unknown.",
     "peak_requests": "The largest number of requests in flight at once.",
     "limited": "Requests that the rate limit refused.",
     "leaked": "Requests to the second origin that carried a key.",

@@ -21,16 +21,15 @@ class Bucket:
     def __attrs_post_init__(self) -> None:
         self._tokens = float(self.burst)
 
-    def take(self, now: float) -> float:
-        """Take a token and return 0.0, or return the seconds until the next one."""
+    def take(self, now: float) -> bool:
+        """Take a token, and return whether there was one."""
         if self._tokens < self.burst:
             refill = (now - self._filled_at) * self.per_second
             self._tokens = min(float(self.burst), self._tokens + refill)
         self._filled_at = now
-        if self._tokens >= 1.0:
-            self._tokens -= 1.0
-            return 0.0
-        return (1.0 - self._tokens) / self.per_second
+        is_left = self._tokens >= 1.0
+        self._tokens -= is_left
+        return is_left
 
 
 @attrs.define

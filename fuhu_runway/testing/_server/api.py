@@ -1,7 +1,5 @@
 """The first origin, the API: its routes, their keys, and their responses."""
 
-from collections import deque
-from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal
@@ -10,7 +8,7 @@ import attrs
 from aiohttp import web
 
 from fuhu_runway.testing import faults
-from fuhu_runway.testing.faults import Fault
+from fuhu_runway.testing.faults import Fault, Where
 
 from . import bodies as _bodies
 from . import checks as _checks
@@ -21,10 +19,10 @@ from .cdn import Files
 from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
 from .exchange import Refused, Reply, Visit, json_reply, too_many_requests
 from .lists import Lists
+from .replies import HTML, JSON
 from .store import Body, Store, amount
 from .story import Moment
-from .visits import MAX_BODY_BYTES, Reception, Route
-from .wild import HTML
+from .visits import MAX_BODY_BYTES, Reception, Route, Work
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator
@@ -34,12 +32,13 @@ FeedVerb = Literal["POST", "GET", "any"]
 
 #: The three prefixes of api-facts 1.1, all of which work.
 PREFIXES: Final = ("/runway", "/runway/v1", "/api/video/runway")
-BALANCES: Final[dict[str, Callable[[Account], _bodies.JsonObject]]] = {
-    "/v1/dashboard/billing/subscription": _bodies.subscription,
-    "/dashboard/billing/subscription": _bodies.subscription,
-    "/v1/dashboard/billing/usage": _bodies.usage,
-    "/dashboard/billing/usage": _bodies.usage,
-    "/api/usage/token/": _bodies.token_usage,
+#: The balance routes that are about one key, and their responses.
+BALANCES: Final = {
+    "/v1/dashboard/billing/subscription": "subscription",
+    "/dashboard/billing/subscription": "subscription",
+    "/v1/dashboard/billing/usage": "usage",
+    "/dashboard/billing/usage": "usage",
+    "/api/usage/token/": "token_usage",
 }
 ACTIONS: Final = {"generate": "IMAGE_TO_VIDEO", "video2video": "VIDEO_TO_VIDEO"}
 OFFICIAL_TASKS: Final = (
@@ -67,52 +66,45 @@ class Api:
     postman: Postman
     reception: Reception
     _random: Random = attrs.field(init=False)
-    # For the limits on requests for lists.
-    _asked: dict[str, deque[float]] = attrs.field(init=False, factory=dict)
+    _lists: Lists = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         seed = self.options.seed
         self._random = Random(f"dialects {seed}")  # noqa: S311 - the same for the same seed
+        self._lists = Lists(self.options, self.store, self.files)
 
     def application(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY_BYTES)
-        for prefix in dict.fromkeys((*PREFIXES, self.options.prefix)):
-            self._add_runway(app, prefix)
-        self._add_official(app)
-        for path, body_of in BALANCES.items():
-            work = partial(self._balance, body_of)
-            self._add(app, "GET", path, Route("balance", "balance", work))
-        self._add(app, "GET", "/api/usage/token", Route(None, None, _with_slash))
-        self._add(app, "GET", "/user/quota", Route("balance", "balance", self._quota))
-        tasks, charges = (partial(self._list, kind) for kind in (Lists.tasks, Lists.charges))
-        self._add(app, "GET", "/api/task/self", Route("tasks", "tasks", tasks))
-        self._add(app, "GET", "/api/log/token", Route("charges", "charges", charges))
-        self._add(app, "POST", "/v1/files", Route(None, None, self._upload))
-        self.files.add_routes(app, self.reception, "api")
-        self._add(app, "*", "/{tail:.*}", Route(None, None, _lost))
-        return app
+        app, options = web.Application(client_max_size=MAX_BODY_BYTES), self.options
 
-    def _add(self, app: web.Application, verb: str, path: str, route: Route) -> None:
-        app.router.add_route(verb, path, partial(self.reception.receive, route))
+        def add(verb: str, path: str, where: Where | None, role: Where | None, work: Work) -> None:
+            receive = partial(self.reception.receive, Route(where, role, work))
+            app.router.add_route(verb, path, receive)
 
-    def _add_runway(self, app: web.Application, prefix: str) -> None:
-        for action in REVERSE_ACTIONS:
-            submit = Route("submit", "submit", partial(self._submit, action))
-            self._add(app, "POST", f"{prefix}/pro/{action}", submit)
-        # Duomi, whose prefix the third one is, accepts both verbs (api-facts 1.1).
-        verb = "any" if prefix == PREFIXES[-1] else self.options.feed_verb
-        poll = Route("feed", "feed", partial(self._poll, self.options.dialect))
-        for one in ("POST", "GET") if verb == "any" else (verb,):
-            self._add(app, one, f"{prefix}/feed", poll)
-
-    def _add_official(self, app: web.Application) -> None:
+        poll = partial(self._poll, options.dialect)
+        for prefix in dict.fromkeys((*PREFIXES, options.prefix)):
+            for action in REVERSE_ACTIONS:
+                submit = partial(self._submit, action)
+                add("POST", f"{prefix}/pro/{action}", "submit", "submit", submit)
+            # Duomi, whose prefix the third one is, accepts both verbs (api-facts 1.1).
+            verb = "any" if prefix == PREFIXES[-1] else options.feed_verb
+            for one in ("POST", "GET") if verb == "any" else (verb,):
+                add(one, f"{prefix}/feed", "feed", "feed", poll)
         for action in OFFICIAL_ACTIONS:
-            submit = Route("official", "submit", partial(self._submit, action))
             for prefix in ("/runwayml/v1", "/runway/v1"):
-                self._add(app, "POST", f"{prefix}/{action}", submit)
-        poll = Route("official", "feed", partial(self._poll, self.options.official_dialect))
+                submit = partial(self._submit, action)
+                add("POST", f"{prefix}/{action}", "official", "submit", submit)
         for path in OFFICIAL_TASKS:
-            self._add(app, "GET", path, poll)
+            add("GET", path, "official", "feed", partial(self._poll, options.official_dialect))
+        for path, name in BALANCES.items():
+            add("GET", path, "balance", "balance", partial(self._balance, name))
+        add("GET", "/api/usage/token", None, None, _with_slash)
+        add("GET", "/user/quota", "balance", "balance", self._quota)
+        add("GET", "/api/task/self", "tasks", "tasks", partial(self._list, "tasks"))
+        add("GET", "/api/log/token", "charges", "charges", partial(self._list, "charges"))
+        add("POST", "/v1/files", "files", None, self._upload)
+        self.files.add_routes(app, self.reception, "api")
+        add("*", "/{tail:.*}", None, None, _lost)
+        return app
 
     def _submit(self, action: str, visit: Visit, fault: Fault | None) -> Reply:
         options, account = self.options, self._account(visit, self.options.key_style)
@@ -166,6 +158,8 @@ class Api:
                 moment = attrs.evolve(moment, status_word=status, state_word=state)
             case faults.Blank():
                 moment = attrs.evolve(moment, blank=True)
+            case faults.VideoUrl(url) if moment.video_url is not None:
+                moment = attrs.evolve(moment, video_url=url)
             case faults.NoUrl():
                 bare = attrs.evolve(moment, video_url=None, poster_url=None, last_frame_url=None)
                 moment = attrs.evolve(bare, stage="succeeded", percent=100)
@@ -181,22 +175,15 @@ class Api:
         body, content_type = _dialects.render(moment, dialect, self._random)
         return Reply(200, body, {"Content-Type": content_type})
 
-    def _balance(
-        self,
-        body_of: Callable[[Account], _bodies.JsonObject],
-        visit: Visit,
-        _fault: Fault | None,
-    ) -> Reply:
+    def _balance(self, name: str, visit: Visit, _fault: Fault | None) -> Reply:
         # The billing routes accept the key anywhere, whatever the Runway routes require.
-        return json_reply(body_of(self._account(visit, "any")))
+        text = _bodies.balance(self._account(visit, "any"), name)
+        return Reply(200, text.encode(), {"Content-Type": JSON})
 
-    def _list(
-        self, work: Callable[[Lists, Visit, Fault | None], Reply], visit: Visit, fault: Fault | None
-    ) -> Reply:
-        how = self.options.lists
-        if how is None:
+    def _list(self, which: Literal["tasks", "charges"], visit: Visit, fault: Fault | None) -> Reply:
+        if self.options.lists is None:
             return _lost(visit, fault)
-        return work(Lists(self.options, self.store, self.files, how, self._asked), visit, fault)
+        return (self._lists.tasks if which == "tasks" else self._lists.charges)(visit, fault)
 
     def _upload(self, visit: Visit, _fault: Fault | None) -> Reply:
         self._account(visit, "any")
@@ -209,7 +196,7 @@ class Api:
 
     def _account(self, visit: Visit, style: KeyStyle) -> Account:
         account = self._account_of_key(_key(visit, style))
-        if account.bucket is not None and account.bucket.take(visit.seen.at) > 0:
+        if account.bucket is not None and not account.bucket.take(visit.seen.at):
             self.store.limited += 1
             raise Refused(too_many_requests(self.options.rate_limit_answer))
         return account

@@ -6,9 +6,11 @@ mistake in the client's tables is not repeated here.
 """
 
 import json
+from string import Template
 from typing import Final
 
 from .accounts import Account
+from .replies import BALANCES
 
 JsonObject = dict[str, object]
 
@@ -23,9 +25,8 @@ SATURATED: Final = "当前分组上游负载已饱和，请稍后再试"
 KEY_EXHAUSTED: Final = "该令牌额度已用尽"
 REQUEST_ID: Final = "20260205132859798638387SIHCnxzJ"
 
-#: The numbers that mean "no limit" on the billing routes (api-facts 7.1 and 7.2).
+#: The number that means "no limit" for a key (api-facts 7.1).
 UNLIMITED_QUOTA: Final = 999_999_999
-UNLIMITED_SUBSCRIPTION: Final = 100_000_000
 
 #: One-API's default (api-facts 7.4).
 UNITS_PER_DOLLAR: Final = 500_000
@@ -35,9 +36,13 @@ UNITS_PER_DOLLAR: Final = 500_000
 POINTS_PER_DOLLAR: Final = 100.0
 
 
+# One for all: json.dumps makes an encoder for each call with options.
+ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def as_text(body: object) -> str:
     """Return *body* as the gateways write JSON: compact, with Chinese unescaped."""
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return ENCODER.encode(body)
 
 
 def error_page(status: int) -> str:
@@ -109,44 +114,22 @@ def quota(accounts: list[Account], *, by_date: str | None = None) -> JsonObject:
     return body
 
 
-def subscription(account: Account) -> JsonObject:
-    """Balance route 2: what remains plus what was used, in dollars."""
-    limit: float = UNLIMITED_SUBSCRIPTION
-    if account.points is not None:
-        limit = _dollars(account.points + account.used)
-    return {
-        "object": "billing_subscription",
-        "has_payment_method": True,
-        "soft_limit_usd": limit,
-        "hard_limit_usd": limit,
-        "system_hard_limit_usd": limit,
-        "access_until": 0,
+def balance(account: Account, route: str) -> str:
+    """Return the response of a balance route that is about one key."""
+    left = account.points
+    available = units(left or 0.0)
+    values = {
+        "name": account.name,
+        # The number means "no limit" (api-facts 7.2).
+        "limit": 100_000_000 if left is None else _dollars(left + account.used),
+        "hundredths": _dollars(account.used) * 100,
+        "granted": available + units(account.used),
+        "used": units(account.used),
+        "available": available,
+        "unlimited": left is None,
     }
-
-
-def usage(account: Account) -> JsonObject:
-    """Balance route 3: what was used, in hundredths of a dollar."""
-    return {"object": "list", "total_usage": _dollars(account.used) * 100}
-
-
-def token_usage(account: Account) -> JsonObject:
-    """Balance route 4: internal units, under a `code` that is a boolean."""
-    available = units(account.points or 0.0)
-    return {
-        "code": True,
-        "message": "ok",
-        "data": {
-            "object": "token_usage",
-            "name": account.name,
-            "total_granted": available + units(account.used),
-            "total_used": units(account.used),
-            "total_available": available,
-            "unlimited_quota": account.points is None,
-            "model_limits": {},
-            "model_limits_enabled": False,
-            "expires_at": 0,
-        },
-    }
+    filled = {name: as_text(value) for name, value in values.items()}
+    return Template(BALANCES[route].body).substitute(filled)
 
 
 def _dollars(points: float) -> float:

@@ -15,8 +15,8 @@ from . import bodies as _bodies
 from . import dialects as _dialects
 from . import story as _story
 from .cdn import Files
+from .replies import DIALECTS, HTML, JSON
 from .store import SimulatedTask
-from .wild import HTML, JSON
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator
@@ -88,7 +88,7 @@ class Postman:
     ) -> None:
         clock = self.files.store.clock
         moment = task.moment(clock, age, self.files.urls(task))
-        body = _bodies.as_text(_dialects.data(moment))
+        body = _dialects.text_of(moment, DIALECTS["data"])
         for _ in range(callbacks.times):
             if callbacks.garbage:
                 await self._post(url, _bodies.error_page(502), HTML, callbacks)

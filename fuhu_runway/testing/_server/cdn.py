@@ -80,23 +80,19 @@ class Files:
             body = part.get_payload(decode=True)
             named = part.get_param("name", header="Content-Disposition")
             if named == "file" and isinstance(body, bytes) and body:
-                return self._taken(body, part.get_content_type(), part.get_filename("file"))
+                name = f"{len(self.uploads) + 1:030}"
+                self.uploads[name] = Reply(200, body, {"Content-Type": part.get_content_type()})
+                answer = {
+                    "id": f"file-{name[-24:]}",
+                    "object": "file",
+                    "bytes": len(body),
+                    "created_at": self.store.clock.unix(self.store.clock.now()),
+                    "filename": part.get_filename("file"),
+                    "url": f"{self.origins['cdn']}{UPLOADS}/{name}",
+                }
+                return json_reply(answer)
         message = "file is required"
         return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 400)
-
-    def _taken(self, body: bytes, content_type: str, filename: str) -> Reply:
-        name = f"{len(self.uploads) + 1:030}"
-        self.uploads[name] = Reply(200, body, {"Content-Type": content_type})
-        return json_reply(
-            {
-                "id": f"file-{name[-24:]}",
-                "object": "file",
-                "bytes": len(body),
-                "created_at": self.store.clock.unix(self.store.clock.now()),
-                "filename": filename,
-                "url": f"{self.origins['cdn']}{UPLOADS}/{name}",
-            }
-        )
 
     def _serve_upload(self, visit: Visit, _fault: Fault | None) -> Reply:
         return self.uploads.get(visit.request.match_info["upload"]) or _xml_error(404, "NoSuchKey")
@@ -183,12 +179,6 @@ def _with_fault(reply: Reply, fault: Fault | None) -> Reply:
         case faults.WrongLength(by):
             size = len(reply.body)
             return attrs.evolve(reply, claimed_bytes=max(0, size + by), cut_after=size)
-        case faults.WithoutETag(last_modified):
-            gone = {"ETag"} if last_modified else {"ETag", "Last-Modified"}
-            kept = {name: value for name, value in reply.headers.items() if name not in gone}
-            return attrs.evolve(reply, headers=kept)
-        case faults.SlowDownload(rate):
-            return attrs.evolve(reply, bytes_per_second=rate)
         case faults.WrongContentRange(shift) if reply.status == 206:
             span, _, total = reply.headers["Content-Range"].removeprefix("bytes ").partition("/")
             first, last = (int(number) + shift for number in span.split("-"))

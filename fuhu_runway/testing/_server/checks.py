@@ -177,13 +177,6 @@ REVERSE_ACTIONS: Final = ("generate", "video2video", "act_one", "aleph")
 OFFICIAL_ACTIONS: Final = tuple(action for action in CHECKS if action not in REVERSE_ACTIONS)
 
 
-def _holds(body: Body, path: str, check: str | Callable[[Body], bool]) -> bool:
-    if callable(check):
-        return check(body)
-    value = _find(body, path.removesuffix("?"))
-    return (value is None and path.endswith("?")) or FITS[check](value)
-
-
 def problem(action: str, body: Body, *, strict: bool) -> Reply | None:
     """Return the refusal of *body*, or None if it is accepted."""
     has_model = action not in {"act_one", "aleph"}
@@ -193,12 +186,17 @@ def problem(action: str, body: Body, *, strict: bool) -> Reply | None:
     official = action in OFFICIAL_ACTIONS
     if strict and not official and not body.get("callback_url"):
         return json_reply(_bodies.task_error("callback_url_empty"), 400)
-    checks = CHECKS[action].items()
-    path = next((path for path, check in checks if not _holds(body, path, check)), None)
-    if path is None:
-        return None
-    message = f"{path.removesuffix('?')} is missing or invalid"
-    if official:
-        return json_reply(_bodies.openai_error(message, code="invalid_request"), 400)
-    # The upstream of the reverse format refuses under an HTTP 200, and is written in PHP.
-    return json_reply(_bodies.refusal(message, data=[]))
+    for path, check in CHECKS[action].items():
+        name = path.removesuffix("?")
+        value = _find(body, name)
+        if callable(check):
+            fits = check(body)
+        else:
+            fits = (value is None and path.endswith("?")) or FITS[check](value)
+        if not fits:
+            message = f"{name} is missing or invalid"
+            if official:
+                return json_reply(_bodies.openai_error(message, code="invalid_request"), 400)
+            # The upstream of the reverse format refuses under an HTTP 200, and is written in PHP.
+            return json_reply(_bodies.refusal(message, data=[]))
+    return None

@@ -1,11 +1,10 @@
 """
-Write one task in every dialect of api-facts 2, as literal JSON.
+Write one task in every dialect of api-facts 2, and in the other shapes of `replies.toml`.
 
-Each function takes a `Moment` and returns the body of one response. Nothing is shared with the
-client's tables: where the documentation contradicts itself, so do the dialects.
+Nothing is shared with the client's tables: where the documentation contradicts itself, so do the
+dialects.
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from random import Random
 from string import Template
@@ -14,8 +13,8 @@ from typing import Final
 import attrs
 
 from .bodies import JsonObject, as_text
+from .replies import DIALECTS, PARTS, SHAPES, Shape
 from .story import OVER, Moment, Stage
-from .wild import JSON, SHAPES, Shape
 
 
 @attrs.frozen
@@ -24,10 +23,10 @@ class Words:
 
     #: Api-facts 3.1 and 3.2, which have no separate word for cancelled or expired tasks.
     number: str
-    word: str
+    state: str
     #: Api-facts 3.3.
     new_api: str
-    official: str
+    status: str
     luma: str
     #: Api-facts 11: ezlinkai sends "succeed" in response to a submit.
     unified: str
@@ -42,245 +41,6 @@ WORDS: Final[dict[Stage, Words]] = {
     "expired": Words("2", "error", "EXPIRED", "FAILED", "failed", "failed"),
     "succeeded": Words("3", "succeeded", "SUCCESS", "SUCCEEDED", "completed", "succeed"),
 }
-
-
-def _status(moment: Moment, dialect: str) -> str:
-    """Return the word of *dialect* for the stage of *moment*, unless a fault sets another."""
-    if moment.status_word is not None:
-        return moment.status_word
-    return str(getattr(WORDS[moment.stage], dialect))
-
-
-def _state(moment: Moment) -> str:
-    return WORDS[moment.stage].word if moment.state_word is None else moment.state_word
-
-
-def _iso(unix: int) -> str:
-    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
-
-
-def _zulu(unix: int) -> str:
-    return _iso(unix).replace("+00:00", "Z")
-
-
-def _nothing_yet(moment: Moment) -> bool:
-    return moment.stage == "submitted"
-
-
-def _task(moment: Moment) -> JsonObject:
-    """Return a task after its submit, in the dialects that write numbers as strings."""
-    return {
-        "task_id": moment.task_id,
-        "status": _status(moment, "number"),
-        "prompt": moment.prompt,
-        "prompt_en": moment.prompt if moment.prompt.isascii() else "a little kitten.",
-        "video_url": moment.video_url,
-        "poster": moment.poster_url,
-        "last_frame": moment.last_frame_url,
-        "msg": moment.reason,
-        "point": f"{moment.points:g}",
-        "refund": f"{moment.points if moment.refunded else 0:g}",
-        "create_time": str(moment.created_at),
-        "update_time": str(moment.updated_at),
-    }
-
-
-def data(moment: Moment) -> JsonObject:
-    """Dialect I: the bare task without `state`, as in callbacks (A16)."""
-    return {"task_id": moment.task_id} if _nothing_yet(moment) else _task(moment)
-
-
-def _fuhu_data(moment: Moment) -> JsonObject:
-    if _nothing_yet(moment):
-        return {
-            "task_id": moment.task_id,
-            "state": "",
-            "status": "",
-            "prompt": "",
-            "prompt_en": None,
-            "video_url": None,
-            "poster": None,
-            "last_frame": None,
-            "msg": None,
-            "point": "",
-            "refund": "",
-            "create_time": "",
-            "update_time": "",
-        }
-    return {"task_id": moment.task_id, "state": _state(moment), **_task(moment)}
-
-
-def envelope(moment: Moment) -> JsonObject:
-    """Dialect A as FuhuAPI (1.2, A1) and ecovai (A6) send it: all thirteen fields."""
-    # A submit may be slow (api-facts 1.2); a poll is fast.
-    exec_time = 20.930577 if _nothing_yet(moment) else 0.028943
-    return {"code": 200, "msg": "success", "data": _fuhu_data(moment), "exec_time": exec_time}
-
-
-def envelope_deer(moment: Moment) -> JsonObject:
-    """Dialect A as DeerAPI sends it (A2): `raw_video_url` beside `video_url`."""
-    task = {**_fuhu_data(moment), "raw_video_url": moment.video_url}
-    if _nothing_yet(moment):
-        del task["point"], task["refund"]
-        task |= {"status": "0", "create_time": "0", "update_time": "0"}
-    return {"code": 200, "msg": "成功", "data": task, "exec_time": 0}
-
-
-def envelope_short(moment: Moment) -> JsonObject:
-    """
-    Dialect A as gpt-best sends it (A3, A7).
-
-    No `state`, `refund` as a flag instead of an amount, and the caller's `ip`.
-    """
-    task = data(moment)
-    if not _nothing_yet(moment):
-        task["refund"] = "1" if moment.refunded else "0"
-    return {"code": 200, "msg": "成功", "data": task, "exec_time": 0.67573, "ip": "192.0.2.54"}
-
-
-def compat(moment: Moment) -> JsonObject:
-    """Dialect A as on CometAPI's compatibility pages (A5), with an empty `message`."""
-    return {"code": 200, "message": "", "msg": "success", "data": data(moment)}
-
-
-def _new_api_task(moment: Moment, nested: object) -> JsonObject:
-    """Dialect B's task (A17). `progress` is 100% after a failure too."""
-    return {
-        "task_id": moment.task_id,
-        "action": moment.action,
-        "status": _status(moment, "new_api"),
-        "fail_reason": moment.reason or "",
-        "submit_time": moment.created_at,
-        "start_time": moment.started_at,
-        "finish_time": moment.finished_at,
-        "progress": f"{moment.percent}%",
-        "data": nested,
-    }
-
-
-def _new_api(task: object) -> JsonObject:
-    return {"code": "success", "message": "", "data": task}
-
-
-def bare(moment: Moment) -> JsonObject:
-    """Dialect B': the task of dialect B without its envelope."""
-    task = _new_api_task(moment, _nested_official(moment))
-    return task if moment.video_url is None else {**task, "result_url": moment.video_url}
-
-
-def _nested_official(moment: Moment) -> JsonObject | None:
-    if _nothing_yet(moment):
-        return None
-    # Its status is the second field for the state, next to the outer one.
-    return official(attrs.evolve(moment, status_word=moment.state_word))
-
-
-def new_api(moment: Moment) -> JsonObject:
-    """Dialect B with the URL in `result_url`."""
-    return _new_api(bare(moment))
-
-
-def new_api_list(moment: Moment) -> JsonObject:
-    """Dialect B as the batch routes send it: a list in `data`."""
-    return _new_api([bare(moment)])
-
-
-def new_api_official(moment: Moment) -> JsonObject:
-    """Dialect B with the URL only in a nested official task, and times as ISO text."""
-    task = _new_api_task(moment, _nested_official(moment))
-    return _new_api({**task, "id": 41, "created_at": _iso(moment.created_at)})
-
-
-def new_api_task(moment: Moment) -> JsonObject:
-    """Dialect B with the URL only in a nested numeric task."""
-    return _new_api(_new_api_task(moment, _fuhu_data(moment)))
-
-
-def new_api_envelope(moment: Moment) -> JsonObject:
-    """Dialect B with the URL only in a whole nested envelope A."""
-    return _new_api(_new_api_task(moment, envelope(moment)))
-
-
-def new_api_fail_reason(moment: Moment) -> JsonObject:
-    """Dialect B with every field of the source, and the URL in `fail_reason`, as in older rows."""
-    task = {
-        "id": 41,
-        "created_at": moment.created_at,
-        "updated_at": moment.updated_at,
-        "platform": "runway",
-        "user_id": 7,
-        "group": "default",
-        "channel_id": 3,
-        "quota": round(moment.points),
-        **_new_api_task(moment, None),
-        "properties": {"input": ""},
-        "username": "",
-    }
-    return _new_api({**task, "fail_reason": moment.video_url or moment.reason or ""})
-
-
-def official(moment: Moment) -> JsonObject:
-    """Dialect C: the official task (A11, A12); a submit returns only the id."""
-    if _nothing_yet(moment):
-        return {"id": moment.task_id}
-    task: JsonObject = {
-        "id": moment.task_id,
-        "status": _status(moment, "official"),
-        "createdAt": _zulu(moment.created_at),
-    }
-    credits_ = round(moment.points)
-    if moment.stage in OVER:
-        # Api-facts 11: a refunded task costs 0.
-        task["cost"] = {"credits": 0 if moment.refunded else credits_}
-    else:
-        task["estimatedCost"] = {"credits": credits_}
-    if moment.video_url is not None:
-        task["output"] = [moment.video_url]
-    elif moment.stage == "running":
-        task["progress"] = moment.percent / 100
-    elif moment.stage in {"failed", "expired"}:
-        task |= {"failure": moment.reason, "failureCode": moment.failure_code}
-    return task
-
-
-def luma(moment: Moment) -> JsonObject:
-    """Dialect C': luma-like (A14), the response of some gateways to an official submit."""
-    return {
-        "id": moment.task_id,
-        "prompt": "" if _nothing_yet(moment) else moment.prompt,
-        "state": _status(moment, "luma"),
-        "queue_state": None,
-        "created_at": _iso(moment.created_at),
-        "batch_id": "",
-        "video": moment.video_url,
-        "video_raw": moment.video_url,
-        "liked": None,
-        "estimate_wait_seconds": None,
-        "thumbnail": moment.poster_url,
-        "last_frame": moment.last_frame_url,
-    }
-
-
-DIALECTS: Final[dict[str, Callable[[Moment], JsonObject]]] = {
-    make.__name__: make
-    for make in (
-        envelope,
-        envelope_deer,
-        envelope_short,
-        compat,
-        new_api,
-        new_api_official,
-        new_api_task,
-        new_api_envelope,
-        new_api_fail_reason,
-        new_api_list,
-        bare,
-        official,
-        luma,
-        data,
-    )
-}
-
 MIXED: Final = "mixed"
 NAMES: Final = (*DIALECTS, *SHAPES, MIXED)
 
@@ -310,33 +70,103 @@ def render(moment: Moment, dialect: str, random: Random) -> tuple[bytes, str]:
     """Return the body of the response for *moment* in *dialect*, and its content type."""
     if moment.blank:
         moment = Moment(task_id=moment.task_id, action=moment.action, prompt="", stage="submitted")
-    if dialect in SHAPES:
-        return _shaped(moment, SHAPES[dialect])
     if dialect == MIXED:
-        dialect = random.choice(MIXED_SUBMITS if _nothing_yet(moment) else MIXED_POLLS)
-    return as_text(DIALECTS[dialect](moment)).encode(), JSON
+        is_submit = moment.stage == "submitted"
+        dialect = random.choice(MIXED_SUBMITS if is_submit else MIXED_POLLS)
+    shape = DIALECTS.get(dialect) or SHAPES[dialect]
+    return text_of(moment, shape).encode(shape.encoding), shape.content_type
 
 
-def _shaped(moment: Moment, shape: Shape) -> tuple[bytes, str]:
-    task = as_text(_fuhu_data(moment))
+def text_of(moment: Moment, shape: Shape) -> str:
+    """Return the response for *moment* in *shape*, as text."""
+    return Names(moment).filled(shape)
+
+
+class Names(dict[str, str]):
+    """What the names in `replies.toml` stand for, each made when it is used."""
+
+    def __init__(self, moment: Moment) -> None:
+        super().__init__()
+        self.moment = moment
+        self.raw = _values(moment)
+
+    def __missing__(self, name: str) -> str:
+        url = self.moment.video_url
+        match name:
+            case "data_text":
+                return as_text(self["data"])
+            case "outcome":
+                return as_text(_outcome(self.moment))[1:-1]
+            case "result_url":
+                # Left out where it is empty.
+                return "" if url is None else f',"result_url":{as_text(url)}'
+        return self.filled(PARTS[name]) if name in PARTS else as_text(self.raw[name])
+
+    def filled(self, shape: Shape) -> str:
+        """Return the text of *shape* with the names filled in."""
+        text = shape.body
+        if self.moment.stage == "submitted" and shape.submit is not None:
+            text = shape.submit
+        return Template(text).substitute(self)
+
+
+def _values(moment: Moment) -> JsonObject:
+    words, url = attrs.asdict(WORDS[moment.stage], recurse=False), moment.video_url
+    if moment.status_word is not None:
+        words |= dict.fromkeys(words.keys() - {"state"}, moment.status_word)
+    if moment.state_word is not None:
+        words["state"] = moment.state_word
     error = {"code": moment.failure_code, "message": moment.reason}
-    values = {
+    created, updated = (
+        datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
+        for unix in (moment.created_at, moment.updated_at)
+    )
+    return {
+        **words,
+        "inner_status": WORDS[moment.stage].status if moment.state_word is None else words["state"],
         "id": moment.task_id,
-        "answer": as_text(envelope(moment)),
-        "data": task,
-        "rest": task.partition(",")[2].removesuffix("}"),
-        "text": as_text(task),
-        "official": as_text(official(moment))[1:-1],
-        "state": _state(moment) if not _nothing_yet(moment) else "submitted",
-        "unified": _status(moment, "unified"),
-        "status": _status(moment, "official"),
-        "url": as_text(moment.video_url),
-        "output": as_text([] if moment.video_url is None else [moment.video_url]),
-        "input": as_text(moment.input_url),
-        "reason": as_text(moment.reason or ""),
-        "error": as_text(None if moment.reason is None else error),
-        "created": _zulu(moment.created_at),
-        "updated": _zulu(moment.updated_at),
+        "action": moment.action,
+        "prompt": "" if moment.stage == "submitted" else moment.prompt,
+        "english": moment.prompt if moment.prompt.isascii() else "a little kitten.",
+        "url": url,
+        "poster": moment.poster_url,
+        "last_frame": moment.last_frame_url,
+        "input": moment.input_url,
+        "output": [] if url is None else [url],
+        "msg": moment.reason,
+        "reason": moment.reason or "",
+        "fail_reason": url or moment.reason or "",
+        "error": None if moment.reason is None else error,
+        "code": int(words["number"]) if words["number"].isdecimal() else words["number"],
+        "points": round(moment.points),
+        "points_back": round(moment.points) if moment.refunded else 0,
+        "point": f"{moment.points:g}",
+        "refund": f"{moment.points if moment.refunded else 0:g}",
+        "refunded": "1" if moment.refunded else "0",
+        "percents": f"{moment.percent}%",
+        "created": created.replace("+00:00", "Z"),
+        "created_offset": created,
+        "updated": updated.replace("+00:00", "Z"),
+        "created_at": moment.created_at,
+        "started_at": moment.started_at,
+        "finished_at": moment.finished_at,
+        "updated_at": moment.updated_at,
     }
-    text = values["answer"] if shape.submits_only and not _nothing_yet(moment) else shape.text
-    return Template(text).substitute(values).encode(shape.encoding), shape.content_type
+
+
+def _outcome(moment: Moment) -> JsonObject:
+    """Return the fields of an official task that depend on its state."""
+    points = round(moment.points)
+    # Api-facts 11: a refunded task costs 0.
+    outcome: JsonObject = (
+        {"cost": {"credits": 0 if moment.refunded else points}}
+        if moment.stage in OVER
+        else {"estimatedCost": {"credits": points}}
+    )
+    if moment.video_url is not None:
+        outcome["output"] = [moment.video_url]
+    elif moment.stage == "running":
+        outcome["progress"] = moment.percent / 100
+    elif moment.stage in {"failed", "expired"}:
+        outcome |= {"failure": moment.reason, "failureCode": moment.failure_code}
+    return outcome

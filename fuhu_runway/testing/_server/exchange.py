@@ -24,8 +24,8 @@ from fuhu_runway.testing import faults
 from fuhu_runway.testing.faults import Fault
 
 from . import bodies as _bodies
+from .replies import JSON
 from .store import Seen, SimulatedTask, Store, prompt_of
-from .wild import JSON
 
 CHUNK: Final = 64 * 1024
 MEGABYTE: Final = 1024 * 1024
@@ -89,6 +89,8 @@ class Visit:
     work: Callable[["Visit", Fault | None], Reply]
     #: The task that it created and paid for.
     made: SimulatedTask | None = None
+    #: The status and the headers of the response, where they are not the normal ones.
+    head: faults.Head = attrs.field(factory=faults.Head)
 
     def answer(self, fault: Fault | None = None) -> Reply:
         """Do the work and return the response: the normal one, or one with *fault*."""
@@ -114,12 +116,11 @@ class Visit:
 
     async def send(self, reply: Reply) -> web.StreamResponse:
         """Send *reply*, with its length, speed and cut."""
+        reply = self.dressed(reply)
         cut, rate = reply.cut_after, reply.bytes_per_second
         if reply.claimed_bytes is None and cut is None and rate is None:
             self.seen.status = reply.status
-            return web.Response(
-                status=reply.status, body=reply.body, headers=self._headers_of(reply)
-            )
+            return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
         claimed = len(reply.body) if reply.claimed_bytes is None else reply.claimed_bytes
         response = await self.begin(reply, claimed)
         body = reply.body[:cut]
@@ -132,18 +133,26 @@ class Visit:
             self.drop()
         return response
 
-    def _headers_of(self, reply: Reply) -> Mapping[str, str]:
-        offset = self.store.options.clock_offset
-        if not offset:
-            # aiohttp sends the date of this machine.
-            return reply.headers
-        date = formatdate(math.floor(time.time() + offset), usegmt=True)
-        return {"Date": date, **reply.headers}
+    def dressed(self, reply: Reply) -> Reply:
+        """Return *reply* with the date of the gateway's clock, and with the head of a fault."""
+        offset, head = self.store.options.clock_offset, self.head
+        other = {name.lower() for name, _ in head.headers}
+        headers: dict[str, str | None] = {
+            **{name: value for name, value in reply.headers.items() if name.lower() not in other},
+            **dict(head.headers),
+        }
+        if offset:
+            # Else aiohttp sends the date of this machine.
+            date = formatdate(math.floor(time.time() + offset), usegmt=True)
+            headers = {"Date": date, **headers}
+        kept = {name: value for name, value in headers.items() if value is not None}
+        return attrs.evolve(reply, status=head.status or reply.status, headers=kept)
 
     async def begin(self, reply: Reply, length: int | None = None) -> web.StreamResponse:
         """Send the head of *reply*, with *length* as Content-Length."""
+        reply = self.dressed(reply)
         self.seen.status = reply.status
-        response = web.StreamResponse(status=reply.status, headers=self._headers_of(reply))
+        response = web.StreamResponse(status=reply.status, headers=reply.headers)
         response.content_length = length
         await response.prepare(self.request)
         return response
@@ -156,7 +165,8 @@ async def enact(fault: Fault | None, visit: Visit) -> web.StreamResponse:
         case faults.Answer():
             if fault.accepted:
                 visit.answer(fault)
-            headers = {"Content-Type": fault.content_type, **dict(fault.headers)}
+            visit.head = attrs.evolve(visit.head, headers=(*fault.headers, *visit.head.headers))
+            headers = {"Content-Type": fault.content_type}
             reply = Reply(fault.status, fault.body.encode(), headers)
         case faults.TooManyRequests():
             reply = too_many_requests(fault)
@@ -165,9 +175,6 @@ async def enact(fault: Fault | None, visit: Visit) -> web.StreamResponse:
             reply = attrs.evolve(reply, body=reply.body[:keep_bytes])
         case faults.Cut(after_bytes):
             reply = attrs.evolve(visit.answer(), cut_after=after_bytes)
-        case faults.LargeHead(size, count):
-            more = {f"X-Policy-{number}": "a" * size for number in range(count)}
-            reply = visit.answer().with_headers(more)
         case faults.Gzipped(megabytes):
             reply = visit.answer().with_headers({"Content-Encoding": "gzip"})
             reply = attrs.evolve(
@@ -176,8 +183,8 @@ async def enact(fault: Fault | None, visit: Visit) -> web.StreamResponse:
         case faults.Quotes(how, status):
             message = f"not allowed: '{QUOTATIONS[how](prompt_of(visit.sent or {}))}'"
             reply = json_reply(_bodies.openai_error(message, type="invalid_request_error"), status)
-        case faults.HugeRefusal(megabytes):
-            reply = json_reply(_bodies.openai_error("a" * megabytes * MEGABYTE), 400)
+        case faults.SlowBody(rate):
+            reply = attrs.evolve(visit.answer(), bytes_per_second=rate)
         case _:
             reply = visit.answer(fault)
     return await visit.send(reply)
@@ -220,21 +227,29 @@ async def _chunked(fault: faults.Chunked, visit: Visit) -> web.StreamResponse:
     reply = visit.answer()
     response = await visit.begin(reply)
     await response.write(reply.body + fault.extra.encode())
+    for _ in range(fault.megabytes * MEGABYTE // CHUNK):
+        await response.write(b" " * CHUNK)
+        # Without this, a client that reads as fast as we write would block the loop.
+        await asyncio.sleep(0)
     await response.write_eof()
     visit.write(fault.behind.encode())
     return response
 
 
 @enact.register
-async def _huge(fault: faults.Huge, visit: Visit) -> web.StreamResponse:
-    reply = visit.answer()
-    response = await visit.begin(reply)
-    await response.write(reply.body)
-    for _ in range(fault.megabytes * MEGABYTE // CHUNK):
-        await response.write(b" " * CHUNK)
-        # Without this, a client that reads as fast as we write would block the loop.
-        await asyncio.sleep(0)
-    return response
+async def _until_close(fault: faults.UntilClose, visit: Visit) -> web.StreamResponse:
+    reply = visit.dressed(visit.answer())
+    visit.seen.status = reply.status
+    lines = [f"HTTP/1.1 {reply.status} OK", "Connection: close"]
+    lines += [f"{name}: {value}" for name, value in reply.headers.items()]
+    visit.write("\r\n".join([*lines, "", ""]).encode() + reply.body[: fault.after_bytes])
+    return visit.drop()
+
+
+@enact.register
+async def _head(fault: faults.Head, visit: Visit) -> web.StreamResponse:
+    visit.head = fault
+    return await enact(fault.then, visit)
 
 
 def too_many_requests(fault: faults.TooManyRequests) -> Reply:

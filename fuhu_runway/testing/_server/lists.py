@@ -5,6 +5,7 @@ Literal JSON, copied only from the source of New-API and its forks (docs/referen
 Instants are in Unix seconds of the gateway's clock, however fast its tasks run.
 """
 
+import json
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from .cdn import Files
 from .checks import OFFICIAL_ACTIONS
 from .exchange import Refused, Reply, Visit, json_reply
 from .options import check
+from .replies import DIALECTS
 from .store import SimulatedTask, Store, prompt_of
 from .story import Moment, Stage
 
@@ -53,12 +55,6 @@ CONTENT: Final = {
     2025: "操作 {action}",
     2026: "操作 {action}, 计算参数：seconds: 2.00",
 }
-
-NO_TOKEN: Final = "无权进行此操作，未登录且未提供 access token"
-WRONG_TOKEN: Final = "无权进行此操作，access token 无效"
-NO_USER: Final = "无权进行此操作，未提供 New-Api-User"
-NO_NUMBER: Final = "无权进行此操作，New-Api-User 格式错误"
-ANOTHER_USER: Final = "无权进行此操作，New-Api-User 与登录用户不匹配"
 
 
 @attrs.frozen(kw_only=True)
@@ -108,14 +104,17 @@ class Charge:
 
 @attrs.define
 class Lists:
-    """The list of tasks and the log of charges, for one request."""
+    """The list of tasks and the log of charges."""
 
     options: "Simulator"
     store: Store
     files: Files
-    how: AccountLists
     #: When requests came, by the limit that counts them.
-    asked: dict[str, deque[float]]
+    _asked: dict[str, deque[float]] = attrs.field(init=False, factory=dict)
+
+    @property
+    def how(self) -> AccountLists:
+        return self.options.lists or AccountLists()
 
     def tasks(self, visit: Visit, fault: Fault | None) -> Reply:
         """Return one page of the user's tasks, newest first."""
@@ -162,7 +161,7 @@ class Lists:
         """Raise Refused if there were too many requests, by the limits of these names."""
         for name in names if self.how.limited else ():
             most, seconds = LIMITS[name]
-            now, asked = self.store.clock.now(), self.asked.setdefault(name, deque(maxlen=most))
+            now, asked = self.store.clock.now(), self._asked.setdefault(name, deque(maxlen=most))
             if len(asked) == most and asked[0] > now - seconds:
                 self.store.limited += 1
                 raise Refused(Reply(429, b""))
@@ -175,14 +174,17 @@ class Lists:
         headers, version = visit.request.headers, self.how.version
         token = headers.get("Authorization", "").removeprefix("Bearer ")
         if token != self.options.access_token:
+            wrong = "无权进行此操作，access token 无效"
             if version == 2026:
-                raise Refused(_refusal(401, WRONG_TOKEN, code="AUTH_UNAUTHORIZED"))
-            raise Refused(_refusal(200, WRONG_TOKEN) if token else _refusal(401, NO_TOKEN))
+                raise Refused(_refusal(401, wrong, code="AUTH_UNAUTHORIZED"))
+            missing = _refusal(401, "无权进行此操作，未登录且未提供 access token")
+            raise Refused(_refusal(200, wrong) if token else missing)
         user, named = self.options.user_id, headers.get("New-Api-User", "")
         if version == 2025 and named != str(user):
             is_number = named.removeprefix("-").isdecimal()
-            message = (ANOTHER_USER if is_number else NO_NUMBER) if named else NO_USER
-            raise Refused(_refusal(401, message))
+            wrong = "New-Api-User 与登录用户不匹配" if is_number else "New-Api-User 格式错误"
+            why = wrong if named else "未提供 New-Api-User"
+            raise Refused(_refusal(401, f"无权进行此操作，{why}"))
         return user
 
     def _account(self, visit: Visit) -> Account | None:
@@ -264,7 +266,7 @@ class Lists:
         ended = self._unix(task, task.created + task.script.takes)
         times = [created, begun * bool(moment.started_at), ended * bool(moment.finished_at)]
         is_official = task.path.rpartition("/")[2] in OFFICIAL_ACTIONS
-        data: object = (_dialects.official if is_official else _dialects.envelope)(moment)
+        data = _dialects.text_of(moment, DIALECTS["official" if is_official else "envelope"])
         url, reason = moment.video_url, moment.reason or ""
         properties = {"input": moment.prompt if how.prompts == "input" else ""}
         row: JsonObject = {
@@ -286,7 +288,7 @@ class Lists:
             "finish_time": times[2],
             "progress": f"{moment.percent}%",
             "properties": properties,
-            "data": _bodies.as_text(data) if how.data_text else data,
+            "data": data if how.data_text else json.loads(data),
         }
         if how.version == 2026:
             model, names = _model(task), ("upstream_model_name", "origin_model_name")

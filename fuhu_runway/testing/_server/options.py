@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
@@ -11,50 +12,29 @@ import attrs
 MOST: Final = 1_000_000_000
 #: The path of the control API on the first origin. No gateway has such a path.
 CONTROL: Final = "/-"
-#: The smallest and largest value of a number, by the name of its field or parameter.
-BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
-    "status": (200, 999),
-    "ExpiredLink.status": (400, 599),
-    "Informational.status": (102, 199),
-    "Redirect.status": (300, 399),
-    "Quotes.status": (400, 599),
-    "megabytes": (0, 1024),
-    "Gzipped.megabytes": (0, 256),
-    "levels": (1, 10),
-    "bytes_per_second": (0.001, MOST),
-    "seconds": (0, MOST),
-    "retry_after": (0, MOST),
-    "after_bytes": (0, MOST),
-    "keep_bytes": (0, MOST),
-    "size": (0, 1024 * 1024),
-    "count": (1, 1000),
-    "times": (1, MOST),
-    "takes": (0, MOST),
-    "price": (0, MOST),
-    "speed": (1e-6, MOST),
-    "rate_limit": (1e-6, MOST),
-    "burst": (1, MOST),
-    "link_lifetime": (1e-6, MOST),
-    "expired_status": (400, 599),
-    "port": (0, 65_535),
-    "cdn_port": (0, 65_535),
-    "patience": (0, MOST),
-    "deadline": (0, MOST),
-    "hidden": (0, MOST),
-    "blank": (0, MOST),
-    "url_after": (0, MOST),
-    "points": (0, MOST),
-    "user_id": (1, MOST),
-    "listed_after": (0, MOST),
-    "delay": (0, MOST),
-    "refresh": (0, MOST),
-    "prompt_limit": (0, MOST),
-    "ShortPage.rows": (0, MOST),
-    "share": (0, 1),
-    "queued": (0, 1),
-    "weather": (0, 1),
-    "progress": (0, 100),
+Headers = tuple[tuple[str, str | None], ...]
+#: The fields and parameters that have a smallest and a largest value, by these.
+BOUNDED: Final[Mapping[tuple[float, float], tuple[str, ...]]] = {
+    (0, 1): ("share", "queued", "weather"),
+    (0, 100): ("progress",),
+    (0, 256): ("Gzipped.megabytes",),
+    (0, 1024): ("megabytes",),
+    (0, 65_535): ("port", "cdn_port"),
+    (0, MOST): (
+        *("takes", "hidden", "blank", "url_after", "listed_after", "price", "points", "seconds"),
+        *("retry_after", "after_bytes", "keep_bytes", "ShortPage.rows", "delay", "refresh"),
+        *("prompt_limit", "patience", "deadline"),
+    ),
+    (1, 10): ("levels",),
+    (1, MOST): ("times", "burst", "user_id"),
+    (1e-6, MOST): ("speed", "rate_limit", "link_lifetime"),
+    (0.001, MOST): ("bytes_per_second",),
+    (102, 199): ("Informational.status",),
+    (200, 999): ("status",),
+    (300, 399): ("Redirect.status",),
+    (400, 599): ("ExpiredLink.status", "Quotes.status", "expired_status"),
 }
+BOUNDS: Final = {name: bounds for bounds, names in BOUNDED.items() for name in names}
 
 
 @attrs.frozen
@@ -69,15 +49,16 @@ def _are_headers(pairs: object) -> bool:
     return isinstance(pairs, tuple) and all(
         isinstance(pair, tuple)
         and len(pair) == 2
-        and all(isinstance(text, str) and text.isprintable() for text in pair)
+        and isinstance(pair[0], str)
+        and all(text is None or (isinstance(text, str) and text.isprintable()) for text in pair)
         for pair in pairs
     )
 
 
 TEXT: Final = Allowed("text", lambda value: isinstance(value, str))
-ORIGINS: Final[Mapping[object, Allowed]] = {
+SPECIAL: Final[Mapping[object, Allowed]] = {
     Callable: Allowed("a function", callable),
-    tuple: Allowed("pairs of a header and its value", _are_headers),
+    Headers: Allowed('pairs of a header and its value, such as (("ETag", None),)', _are_headers),
 }
 
 
@@ -86,6 +67,7 @@ def one_of(words: Iterable[str]) -> Allowed:
     return Allowed(f"one of {', '.join(map(json.dumps, known))}", known.__contains__)
 
 
+@cache
 def allowed(hint: Any, owner: str, name: str, text: Allowed = TEXT) -> Allowed:
     """Return the values of *hint*, the annotation of *name* in *owner*; *text* stands for `str`."""
     origin, arguments = get_origin(hint), get_args(hint)
@@ -95,8 +77,15 @@ def allowed(hint: Any, owner: str, name: str, text: Allowed = TEXT) -> Allowed:
         return Allowed(words, lambda value: any(one.fits(value) for one in options))
     if origin is Literal:
         return one_of(arguments)
-    if origin in ORIGINS:
-        return ORIGINS[origin]
+    special = {str: text, **SPECIAL}.get(hint) or SPECIAL.get(origin)
+    if special is not None:
+        return special
+    if origin is tuple:
+        each = allowed(arguments[0], owner, name, text)
+        return Allowed(
+            f"several of these: {each.words}",
+            lambda value: isinstance(value, tuple) and all(map(each.fits, value)),
+        )
     if hint in {int, float}:
         least, most = BOUNDS.get(f"{owner}.{name}", BOUNDS.get(name, (-MOST, MOST)))
         kind = "a whole number" if hint is int else "a number"
@@ -108,8 +97,6 @@ def allowed(hint: Any, owner: str, name: str, text: Allowed = TEXT) -> Allowed:
                 and least <= value <= most
             ),
         )
-    if hint is str:
-        return text
     words = {bool: "true or false", NoneType: "None"}.get(hint, f"a {hint.__name__}")
     return Allowed(words, lambda value: isinstance(value, hint))
 
@@ -118,6 +105,7 @@ def check(
     owner: object, attribute: "attrs.Attribute[Any]", value: object, prefix: str = ""
 ) -> None:
     """Raise ValueError unless *value* fits the annotation of its field: a validator for attrs."""
-    values = allowed(attribute.type, type(owner).__name__, attribute.name)
+    hint: Any = attribute.type
+    values = allowed(hint, type(owner).__name__, attribute.name)
     if not values.fits(value):
         raise ValueError(f"{prefix}{attribute.name}={value!r} is not {values.words}")

@@ -93,6 +93,10 @@ class Rule:
     plans: Plans = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        if not (
+            self.which is None or isinstance(self.which, str | Pattern) or callable(self.which)
+        ):
+            raise TypeError(f"{self.which!r} is no prompt, no pattern and no function of the body")
         # Kept here: a refused submit is retried with the same prompt.
         self.plans = Plans([one for one in self.script.faults if one.where == "submit"])
 
@@ -241,7 +245,7 @@ class Seen:
 
     #: api or cdn.
     origin: Origin
-    #: submit, feed, download, balance, official, tasks or charges; None for an unknown path.
+    #: submit, feed, download, balance, official, tasks, charges or files; None for an unknown path.
     where: Where | None
     #: GET, POST or another.
     method: str
@@ -316,14 +320,12 @@ class Store:
             raise ValueError("the gateway already has this key")
         if any(name == account.name for account in self.accounts.values()):
             raise ValueError(f"the gateway already has a key named {name!r}")
-        account = self.keyless.pop(name, None) or Account(name, self._next_user())
+        known = [*self.accounts.values(), *self.keyless.values()]
+        new_user = max((one.user_id + 1 for one in known), default=self.options.user_id)
+        account = self.keyless.pop(name, None) or Account(name, new_user)
         account.user_id = user_id or account.user_id
         account.open(key, points, bucket)
         self.accounts[key] = account
-
-    def _next_user(self) -> int:
-        known = (*self.accounts.values(), *self.keyless.values())
-        return max((account.user_id + 1 for account in known), default=self.options.user_id)
 
     def add_rule(self, rule: Rule) -> None:
         if rule.which is None:

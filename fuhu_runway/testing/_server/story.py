@@ -5,6 +5,7 @@ Pure: functions of a script and an age in simulated seconds; nothing here reads 
 """
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import attrs
@@ -27,31 +28,38 @@ UNLUCKY: Final[frozenset[Stage]] = frozenset({"failed", "cancelled", "expired"})
 OVER: Final[frozenset[Stage]] = UNLUCKY | {"succeeded"}
 
 
+def _several(given: Any) -> tuple[Any, ...]:
+    return tuple(given) if isinstance(given, Iterable) else (given,)
+
+
 @attrs.frozen(kw_only=True)
 class Script:
     """What one task will do, with the arguments of `Simulator.script`."""
 
-    takes: float = attrs.field(default=100.0, validator=check)
+    takes: float = 100.0
     queued: float = 0.1
-    progress: tuple[int, ...] = attrs.field(default=(0, 20, 40, 60, 80), converter=tuple[int, ...])
-    then: Ending = attrs.field(default="succeed", validator=check)
+    progress: tuple[int, ...] = attrs.field(default=(0, 20, 40, 60, 80), converter=_several)
+    then: Ending = "succeed"
     reason: str | None = "The input did not pass the content moderation"
     failure_code: str = "SAFETY.INPUT.TEXT"
     refund: bool = True
     end_status: str | None = None
     end_state: str | None = None
     dialect: str | None = None
-    faults: tuple[Planned, ...] = attrs.field(default=(), converter=tuple[Planned, ...])
+    faults: tuple[Planned, ...] = attrs.field(default=(), converter=_several)
     hidden: float = 0.0
     blank: float = 0.0
     url_after: float | None = 0.0
     listed_after: float | None = 0.0
 
-    @faults.validator
-    def _are_its_own(self, _: object, planned: tuple[Planned, ...]) -> None:
-        for one in planned:
+    def __attrs_post_init__(self) -> None:
+        for one in self.faults:
+            if not isinstance(one, Planned):
+                raise TypeError(f'{one!r} has no place; say where: faults.on("feed", ...)')
             if one.where not in OWN:
                 raise ValueError(f"a script has no {one.where!r}; its faults are on {OWN}")
+        for field in attrs.fields(type(self)):
+            check(self, field, getattr(self, field.name))
 
     def plain(self) -> dict[str, Any]:
         """Return the script without its faults, which another process does not continue."""

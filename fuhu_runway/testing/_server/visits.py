@@ -36,6 +36,9 @@ HEADERS: Final = (
     "X-Runway-Version",
 )
 
+#: Does the work of a route, with a fault that changes the content of the response or None.
+Work = Callable[[Visit, Fault | None], Reply]
+
 
 @attrs.frozen
 class Route:
@@ -45,7 +48,7 @@ class Route:
     where: Where | None
     #: The kind of request in a script: the official routes submit and poll as well.
     role: Where | None
-    work: Callable[[Visit, Fault | None], Reply]
+    work: Work
     origin: Origin = "api"
 
 

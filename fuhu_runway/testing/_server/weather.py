@@ -12,7 +12,7 @@ _ANYWHERE: Final = (
     faults.TooManyRequests("0.1", status=503),
     faults.empty_429(),
     faults.Informational(),
-    faults.LargeHead(),
+    faults.Head(headers=(("Content-Security-Policy", "a" * 8200),)),
     faults.Chunked(),
     faults.Gzipped(),
 )
@@ -45,7 +45,7 @@ WEATHER: Final[Mapping[Where, tuple[Fault, ...]]] = {
         faults.html_page(),
         faults.Redirect(),
         faults.IgnoresRange(),
-        faults.WithoutETag(),
+        faults.Head(headers=(("ETag", None),)),
     ),
     "balance": _READS,
     "tasks": _READS,
