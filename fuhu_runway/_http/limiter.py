@@ -94,6 +94,8 @@ class Pace:
     #: The rate above which the gateway was found to refuse; infinite while none is known.
     limit: float = math.inf
     _limit_since: float = 0.0
+    #: Whether the last round used most of the rate; without that, nothing is learned about it.
+    is_used: bool = True
     #: The rate that succeeds: *rate* is higher during a rise, and half of it during a test.
     _known: float = 0.0
     #: The known rate before the rise began; 0 if there was none.
@@ -131,6 +133,11 @@ class Pace:
     def is_steady(self) -> bool:
         """Return whether the rate is the one that succeeds, neither raised nor tested."""
         return self.rate == self._known
+
+    @property
+    def is_testing(self) -> bool:
+        """Return whether fewer are sent for a moment, to find out whether fewer are refused."""
+        return self._refused_rate > 0
 
     def ready_at(self, now: float) -> float:
         """Return the instant at which the next request may be sent."""
@@ -224,14 +231,12 @@ class Pace:
             return
         usual = answers * self._usual
         waits = not rises and now < self._rise_at
-        # Three standard deviations above the usual are not chance; nor is more than half.
-        if refused > min(usual + 3 * math.sqrt(usual), answers / 2):
-            through = max(1, self._passed) / span
-            self._known = max(0.96 * through, self._settled) if rises else through
-            self._refused_rate, self._refused_part = self.rate, refused / answers
-            self._go(self._known / 2, now)
+        # Four standard deviations above the usual are not chance; nor is more than half.
+        if refused > min(usual + 4 * math.sqrt(usual), answers / 2):
+            self._lower(refused / answers, max(1, self._passed) / span, now)
         elif self._step == 1 or not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
-            if waits or answers / span <= 0.7 * self.rate:  # not yet, or the rate was not used
+            self.is_used = answers / span > 0.7 * self.rate
+            if waits or not self.is_used:
                 self._go(self.rate, now)
             else:
                 self._rise(now)
@@ -247,6 +252,18 @@ class Pace:
         if not rises or (not self._has_refusal and now > self._began_at + PATIENCE):
             self._settled = self._known
         self._go(self._known * (1 + self._step), now)
+
+    def _lower(self, refused_part: float, through: float, now: float) -> None:
+        """Begin a test, at half of the rate that succeeds."""
+        least = 0.0
+        if self.rate > self._known:  # the rate from before the rise has succeeded for longer
+            least = 0.95 * self._settled
+            if self._settled / 1.5 < through < self._settled * 1.5:
+                through = (through + self._settled) / 2  # few responses measure it roughly
+        # A little less than that, so that another client with the same key finds room.
+        self._known = max(0.96 * through, least)
+        self._refused_rate, self._refused_part = self.rate, refused_part
+        self._go(self._known / 2, now)
 
     def _test(self, now: float) -> None:
         """Decide whether fewer are refused at half the rate, once there are enough responses."""

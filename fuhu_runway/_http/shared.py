@@ -32,8 +32,8 @@ CHANGING_BLOCK: Final = 0.15
 AHEAD: Final = 0.2
 """Seconds before its last slot at which a worker asks for more; if less, slots may come late."""
 FREE_FOR: Final = 1.0
-"""Seconds that a worker may send without slots while nothing is paced; if more, it learns later
-that others are refused."""
+"""Seconds that a worker may send without slots while there is enough for all; if more, it learns
+later that others are refused."""
 STALE: Final = 0.3
 """Seconds after which a slot is lost to a request that waits for it; if more, a worker that was
 late sends in a burst."""
@@ -99,7 +99,7 @@ class Grant:
     """What a worker may send, and what is known about the pace."""
 
     slots: tuple[float, ...] = ()
-    #: Until then it may send without slots, since nothing is paced.
+    #: Until then it may send without slots, at its own instants, but no faster than *rate*.
     free_until: float = -math.inf
     #: A worker that got no slot asks again then.
     again_at: float = -math.inf
@@ -182,7 +182,7 @@ class SharedState:
         me.reported_at = report.at
         del me.open[: len(report.responses) + report.unused]
         self._learn(now)
-        is_free = pace.room == pace.rate == math.inf
+        is_free = self._is_free
         slots = [] if is_free else self._slots(report, now)
         me.open += slots or [now] * (is_free and not me.open)
         me.slot_at = max(slots, default=me.slot_at)
@@ -197,11 +197,20 @@ class SharedState:
             slots=tuple(slots),
             free_until=free_until,
             again_at=self._turn_of(me, now) if me.is_waiting else now,
-            report_after=self._block if pace.room == math.inf else SHORTEST,
+            report_after=SHORTEST if pace.room < math.inf else BLOCK if is_free else self._block,
             rate=pace.rate,
             limit=pace.limit,
             hold_until=pace.hold_until,
         )
+
+    @property
+    def _is_free(self) -> bool:
+        """Return whether workers need no slots: nothing is paced, or they send much less."""
+        pace = self.pace
+        if pace.room < math.inf or math.isinf(pace.rate):
+            return pace.room == pace.rate
+        is_limited = pace.limit < math.inf or pace.at_most is not None or pace.is_testing
+        return not is_limited and not pace.is_used
 
     @property
     def _block(self) -> float:
@@ -312,7 +321,7 @@ class Share:
         self._clock = clock
         self._hooks = hooks
         self._slots: deque[float] = deque()
-        self._free_until = -math.inf
+        self._free_until = self._free_at = -math.inf
         self._responses: list[Response] = []
         #: Since the last report.
         self._used = self._unused = 0
@@ -343,7 +352,7 @@ class Share:
         # At a fast rate, an exchange after each stray refusal would cost many slots.
         is_stopped = self._in_a_row >= (1 if self.rate * REFUSED <= 1 else IN_A_ROW)
         if now < self._free_until and not is_stopped:
-            return now
+            return max(now, self._free_at)
         self._is_awaited = True
         if is_stopped or not slots:
             return math.inf
@@ -355,6 +364,8 @@ class Share:
         self._is_awaited = False
         if now >= self._free_until:
             self._slots.popleft()
+        elif self.rate < math.inf:
+            self._free_at = now + 1 / self.rate
 
     def answered(self, sent_at: float, now: float) -> None:
         """Record a response that was not a refusal."""

@@ -185,6 +185,41 @@ def test_without_a_pace_a_worker_may_send_for_a_second() -> None:
     assert (grant.slots, grant.free_until, grant.rate) == ((), NOW + 1, math.inf)
 
 
+def unused(row: Row, **changes: float) -> None:
+    """Let ten requests per second succeed, of which few are needed."""
+    free(row, "a", "b")
+    state = SharedState.load(row.text, report(at_most=None), row.now)
+    state.pace.rate = 10.0
+    state.pace._began_at = state.pace._counts_since = NOW
+    for number in range(5):
+        state.pace.answered(NOW + number, NOW + number)
+    for name, value in changes.items():
+        setattr(state.pace, name, value)
+    row.text = state.dump()
+
+
+def test_workers_that_need_little_of_a_rate_need_no_slots() -> None:
+    """As long as no limit is known, and the rate is not used, each worker sends when it wants."""
+    row = Row()
+    unused(row)
+    row.now += 5
+    grant = row.exchange("a", at_most=None, wanted=1)
+    assert (grant.slots, grant.free_until, grant.rate) == ((), row.now + 1, 10.0)
+    row.now += 4
+    many = tuple(passed(NOW + 6 + n / 20) for n in range(20))
+    row.exchange("a", at_most=None, responses=many)
+    assert len(row.exchange("a", at_most=None, wanted=1).slots) == 1
+
+
+@pytest.mark.parametrize("changes", [{"limit": 10.0}, {"_refused_rate": 20.0}])
+def test_a_limit_is_kept_however_little_is_needed(changes: dict[str, float]) -> None:
+    """Once a limit is known, or is being looked for, every request needs a slot."""
+    row = Row()
+    unused(row, **changes)
+    row.now += 5
+    assert len(row.exchange("a", at_most=None, wanted=1).slots) == 1
+
+
 def test_refusals_of_several_workers_add_up() -> None:
     """One refusal each at three workers, and no success, hold all of them for Retry-After."""
     row = Row()
@@ -453,6 +488,18 @@ async def test_while_nothing_is_paced_no_slots_are_needed(clock: ManualClock) ->
     assert len(store.reports) == 2
     await clock.advance(0.2)
     assert store.share.ready_at(clock.now()) == math.inf
+
+
+async def test_without_slots_the_rate_is_kept_too(clock: ManualClock) -> None:
+    """A worker that needs no slots sends no faster than the rate of all."""
+    store = Store(clock, None)
+    await store.ask()
+    store.grant(rate=10.0, free_until=clock.now() + 1)
+    for _ in range(3):
+        assert store.share.ready_at(clock.now()) == clock.now()
+        store.share.sent(clock.now())
+        assert store.share.ready_at(clock.now()) == pytest.approx(clock.now() + 0.1)
+        await clock.advance(0.11)
 
 
 async def test_a_store_that_is_lost_is_reported_once(store: Store, clock: ManualClock) -> None:
