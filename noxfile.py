@@ -7,21 +7,32 @@ from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2025.5.1"
+nox.needs_version = ">=2026.8.10"  # the first that runs sessions side by side
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_external_run = True
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "layers", "types", "tests"]
+nox.options.sessions = ["tests", "types", "lint", "layers"]
+# While one session waits for downloads, another one uses the processor. What is run by hand
+# does not allow it: the output of sessions that run side by side comes at their end.
+nox.options.parallel = 2
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-PACKAGE = Path("fuhu_runway")
 EXTRAS = "[cli,fleet,otel,store]"
 
 # Sessions of their own run the tests of the pages and of the official SDK.
-EVERY_TEST = ["--numprocesses=2", "--ignore=tests/docs", "--ignore=tests/official_sdk"]
+# By default, the first worker would get all folders of slow tests.
+EVERY_TEST = ["--numprocesses=2", "--dist=worksteal"]
+EVERY_TEST += ["--ignore=tests/docs", "--ignore=tests/official_sdk"]
 # What takes long, such as hundreds of killed processes, does not depend on the extras.
 LONG = ("browser", "crash", "fleet", "loopback", "postgres", "properties", "secrets", "servers")
 QUICK_TESTS = [*EVERY_TEST, *(f"--ignore=tests/{folder}" for folder in LONG)]
+# Most tests do not depend on what is installed. These follow a user who has no extra.
+BARE = ("main", "client", "task", "batch", "journal", "downloads", "callbacks", "simulator")
+BARE_TESTS = ["tests/test_exports.py", "tests/test_imports.py"]
+BARE_TESTS += [f"tests/unit/test_{name}.py" for name in BARE]
+
+# Tests start hundreds of processes. Each of them would compile all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Without it `python -m` and `coverage run` look into the working directory first, and
 # the tree would be tested in place of the wheel.
@@ -30,37 +41,17 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 def install_groups(session: nox.Session, *groups: str) -> None:
     """Install the named dependency groups, with any pip."""
-    session.install(*nox.project.dependency_groups(PYPROJECT, *groups))
+    # Most modules are never imported. Those that are, Python compiles then.
+    session.install("--no-compile", *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
     """Install the built wheel with *extras*, and the named dependency groups."""
     (wheel,) = (session.cache_dir / "dist").glob("*.whl")
-    session.install(f"{wheel}{extras}", *nox.project.dependency_groups(PYPROJECT, *groups))
+    requirements = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install("--no-compile", f"{wheel}{extras}", *requirements)
     # A reused environment already has this version, so pip would keep the older build.
     session.install("--force-reinstall", "--no-deps", str(wheel))
-
-
-def measured(session: nox.Session, *pytest_args: str) -> None:
-    """Run pytest under coverage, with everything it starts, into a fresh folder."""
-    folder = session.cache_dir.resolve() / "coverage" / session.name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    session.run(
-        *("coverage", "run", "-m", "pytest", *pytest_args),
-        env={**SAFE_PATH, "COVERAGE_FILE": str(folder / "data")},
-    )
-
-
-def combine(session: nox.Session, *names: str) -> dict[str, str]:
-    """Combine the runs of the sessions *names*, and return the environment that reads them."""
-    folders = [str(session.cache_dir / "coverage" / name) for name in names]
-    whole = session.cache_dir.resolve() / "coverage" / " ".join(names)
-    whole.mkdir(exist_ok=True)
-    # Coverage finds the files to combine by the name of this one.
-    env = {"COVERAGE_FILE": str(whole / "data")}
-    session.run("coverage", "combine", "--quiet", "--keep", *folders, env=env)
-    return env
 
 
 @nox.session
@@ -68,11 +59,11 @@ def build(session: nox.Session) -> None:
     """Build the source distribution, and from it the wheel that the other sessions install."""
     dist = session.cache_dir / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    session.install("build")
-    session.run("pyproject-build", "--outdir", str(dist), ".", silent=True)
+    session.install("build", *PYPROJECT["build-system"]["requires"])
+    session.run("pyproject-build", "--no-isolation", "--outdir", str(dist), ".", silent=True)
 
 
-@nox.session
+@nox.session(allow_parallel=True)
 def lint(session: nox.Session) -> None:
     """Style, form, spelling and words."""
     install_groups(session, "lint")
@@ -82,49 +73,55 @@ def lint(session: nox.Session) -> None:
     session.run("python", "docs/words.py")
 
 
-@nox.session
+@nox.session(allow_parallel=True)
 def layers(session: nox.Session) -> None:
     """Imports point down."""
     install_groups(session, "layers")
     session.run("lint-imports")
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def types(session: nox.Session) -> None:
     """The package, this file and the public interface, as strictly as mypy can."""
     install(session, "types", extras="[cli,fleet,otel,store,testing]")
     session.run("mypy")
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def tests(session: nox.Session) -> None:
     """The quick tests against the wheel with all extras: the check while you work."""
     install(session, "instrumentation", "telemetry", "test", extras=EXTRAS)
     session.run("pytest", *(session.posargs or QUICK_TESTS), env=SAFE_PATH)
 
 
-@nox.session(requires=["build"])
-@nox.parametrize("extras", ["", EXTRAS], ids=["bare", "all"])
-def measure(session: nox.Session, extras: str) -> None:
-    """Under coverage: every test with all extras, and the quick ones without any."""
-    install(session, "test", *(["instrumentation", "telemetry"] if extras else []), extras=extras)
-    measured(session, *(session.posargs or (EVERY_TEST if extras else QUICK_TESTS)))
+@nox.session(requires=["build"], allow_parallel=True)
+def bare(session: nox.Session) -> None:
+    """What a user does most, without any extra."""
+    install(session, "test")
+    session.run("pytest", *(session.posargs or BARE_TESTS), env=SAFE_PATH)
 
 
-@nox.session(requires=["measure(bare)", "measure(all)"])
+@nox.session(requires=["build"], allow_parallel=True)
 def coverage(session: nox.Session) -> None:
-    """All tests together reach every line and branch."""
-    install_groups(session, "test")
-    session.run("coverage", "report", env=combine(session, "measure(bare)", "measure(all)"))
+    """Every test with all extras: together they reach every line and branch."""
+    install(session, "instrumentation", "telemetry", "test", extras=EXTRAS)
+    folder = session.cache_dir.resolve() / "coverage"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    data = {"COVERAGE_FILE": str(folder / "data")}
+    pytest = ("coverage", "run", "-m", "pytest", *(session.posargs or EVERY_TEST))
+    session.run(*pytest, env={**SAFE_PATH, **data})
+    session.run("coverage", "combine", "--quiet", env=data)
+    session.run("coverage", "report", env=data)
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def docs(session: nox.Session) -> None:
     """Generated pages are fresh, no reference is broken, every Python block runs."""
     install(session, "docs", "telemetry", "test", extras=EXTRAS)
     session.run("python", "docs/generate.py", "--check")
     session.run("sphinx-build", "-nW", "--keep-going", "--quiet", "docs", "docs/_build/html")
-    session.run("pytest", "--numprocesses=2", "tests/docs", env=SAFE_PATH)
+    session.run("pytest", "--numprocesses=2", "--dist=worksteal", "tests/docs", env=SAFE_PATH)
 
 
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
@@ -148,14 +145,14 @@ def floors(session: nox.Session) -> None:
     session.run("pytest", "-p", "no:aiohttp", *session.posargs, env=SAFE_PATH)
 
 
-@nox.session(requires=["build"])
+@nox.session(requires=["build"], allow_parallel=True)
 def official_sdk(session: nox.Session) -> None:
     """The official SDK against the simulator."""
     install(session, "bench", "test", extras="[cli]")
     session.run("pytest", "tests/official_sdk", *session.posargs, env=SAFE_PATH)
 
 
-@nox.session(venv_backend="none", requires=["coverage", "docs", "official_sdk"])
+@nox.session(venv_backend="none", requires=["coverage", "docs", "bare", "official_sdk"])
 def full(_: nox.Session) -> None:
     """All tests and their coverage, the pages, and the official SDK: what `nox` leaves out."""
 

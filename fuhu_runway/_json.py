@@ -52,8 +52,9 @@ _OPENING: Final = re.compile(r"[{\[]")
 def text_of(body: bytes) -> str:
     """Return *body* as text: unpacked if it is compressed, read as UTF-16 or UTF-32 if it is."""
     for _ in range(MAX_PACKINGS):
-        if body[:2] in {b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"}:
-            body = _unpacked(body)
+        if body[:2] not in {b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"}:
+            break
+        body = _unpacked(body)
     is_wide = body[:2] in {b"\xff\xfe", b"\xfe\xff"} or b"\0" in body.lstrip(b"\0")[:4]
     try:
         text = body.decode(json.detect_encoding(body) if is_wide else "utf-8")

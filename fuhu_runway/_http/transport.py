@@ -126,24 +126,12 @@ class Transport:
 
         It does not wait for the rate limiter, and a refusal does not change the pace.
         """
-        return await repeat(
-            lambda: self._once_apart(request, read),
-            request.endpoint,
-            self._retry,
-            self.pause,
-            self._hooks,
-        )
 
-    async def _once_apart(self, request: Request, read: Callable[[Reply], T]) -> T:
-        async with self.until_closed():
-            reply = await self.send(request)
-            try:
-                return read(reply)
-            except RunwayError as error:
-                failure = error
-            # The frames of parsing hold the response, which may quote anything.
-            del reply
-            raise drop_frames(failure)
+        async def attempt() -> T:
+            async with self.until_closed():
+                return await self.in_turn(request, read, None)
+
+        return await repeat(attempt, request.endpoint, self._retry, self.pause, self._hooks)
 
     async def pause(self, delay: float) -> None:
         """Sleep before a retry. Closing ends the sleep and the retry, with a `UsageError`."""
@@ -180,27 +168,29 @@ class Transport:
         flight.add_done_callback(self._in_flight.discard)
         return flight
 
-    async def in_turn(self, request: Request, read: Callable[[Reply], T], sent_at: float) -> T:
+    async def in_turn(
+        self, request: Request, read: Callable[[Reply], T], sent_at: float | None
+    ) -> T:
         """
         Send once, in the slot taken at the instant *sent_at*, and return the parsed response.
 
-        The limiter learns from it whether the request came too fast.
+        The limiter learns from it whether the request came too fast; not if *sent_at* is None.
         """
         reply = await self.send(request)
+        answer: T | RunwayError
         try:
             answer = read(reply)
         except RunwayError as error:
-            failure = error
-        else:
+            answer = error
+        if sent_at is not None and isinstance(answer, RateLimited):
+            self._limiter.refused(sent_at, answer.retry_after)
+        elif sent_at is not None:
             self._limiter.answered(sent_at)
+        if not isinstance(answer, RunwayError):
             return answer
-        if isinstance(failure, RateLimited):
-            self._limiter.refused(sent_at, failure.retry_after)
-        else:
-            self._limiter.answered(sent_at)
         # The frames of parsing hold the response, which may quote anything.
         del reply
-        raise drop_frames(failure)
+        raise drop_frames(answer)
 
     async def send(self, request: Request) -> Reply:
         """
@@ -233,7 +223,7 @@ class Transport:
         if is_paid:
             _ARRIVED.set(arrived)
         try:
-            async with session.request(
+            response = await session.request(
                 request.endpoint.verb,
                 request.url,
                 data=sent,
@@ -245,20 +235,24 @@ class Transport:
                 raise_for_status=False,
                 # A wrong Content-Encoding would lose the response; compressed bytes show it.
                 auto_decompress=False,
-            ) as response:
-                is_cut = False
+            )
+            try:
                 # Usually the whole body arrives at once, and no further read is needed.
-                while not is_cut and not response.content.at_eof():
+                while not response.content.at_eof() and len(body) <= MAX_ANSWER_BYTES:
                     body += await response.content.readany()
-                    is_cut = len(body) > MAX_ANSWER_BYTES
-                if is_cut:
+            finally:
+                # At the end of its body it has closed itself. `async with` would do that again,
+                # which costs CPU at each poll.
+                if not response.closed:
                     response.close()
-                    del body[MAX_CUT_BYTES:]
-                # aiohttp drops the body of a status that should have none.
-                answer = bytes(body) or _unframed(arrived)
-                return Reply(
-                    request, response.status, response.headers, answer, is_cut, self._clock.wall()
-                )
+            is_cut = len(body) > MAX_ANSWER_BYTES
+            if is_cut:
+                del body[MAX_CUT_BYTES:]
+            # aiohttp drops the body of a status that should have none.
+            answer = bytes(body) or _unframed(arrived)
+            return Reply(
+                request, response.status, response.headers, answer, is_cut, self._clock.wall()
+            )
         # Any exception: a resolver, a codec or a middleware of a borrowed session may raise
         # anything, and what became of the request does not depend on its class.
         except Exception as exc:  # noqa: BLE001

@@ -46,9 +46,13 @@ class PollQueue(Generic[K]):
 
     def next_due_at(self) -> float | None:
         """Return the earliest due time."""
-        while self._heap and not self._is_valid(self._heap[0]):
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        heap = self._heap
+        while heap:
+            due_at, order, key = heap[0]
+            if self._valid.get(key) == order:
+                return due_at
+            heapq.heappop(heap)
+        return None
 
     def has_due(self, now: float) -> bool:
         """Return whether any key is due."""

@@ -198,7 +198,7 @@ class Poller:
         if record.state.is_final:
             watch.polls_at_announced_end = watch.polls
         # In the context of its submit, as for its own polls; a copy, since that may be in use.
-        watch.context.copy().run(self._take_in, watch, record)
+        watch.context.copy().run(self._take_in, watch, record, self._clock.now())
 
     async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
         """
@@ -254,7 +254,7 @@ class Poller:
         """Send one poll and return its record; raises its error."""
         async with self._until_closed(), self._limiter.slot() as sent_at:
             record = await self._poll(watch.request, sent_at, None)
-        self._take_in(watch, record)
+        self._take_in(watch, record, self._clock.now())
         return record
 
     def abandon(self) -> None:
@@ -361,7 +361,7 @@ class Poller:
             return
         self._queue.drop(watch)
         poll = asyncio.get_running_loop().create_task(
-            self._poll_once(watch, self._clock.now()), context=watch.context
+            self._poll_once(watch, now), context=watch.context
         )
         self._polls[watch] = poll
         # Not in the coroutine: one that is cancelled before its first step runs none of it.
@@ -405,8 +405,8 @@ class Poller:
             fault = defect  # waiters get it at once, since no record can come
             self._fail(watch, lambda: fault)
         else:
-            self._take_in(watch, record)
             now = self._clock.now()
+            self._take_in(watch, record, now)
             watch.due_at = now + self._pause(watch, now)
 
     def _polled(self, watch: Watch, _poll: "asyncio.Task[None]") -> None:
@@ -419,8 +419,8 @@ class Poller:
             self._queue.put(watch, watch.due_at)
         self._arm()
 
-    def _take_in(self, watch: Watch, record: TaskRecord) -> None:
-        was, now = watch.record, self._clock.now()
+    def _take_in(self, watch: Watch, record: TaskRecord, now: float) -> None:
+        was = watch.record
         record = watch.failed_if_stuck(record)
         if watch.kind is not None and not watch.is_settled:
             since, watch.running_at = watch.age(watch.running_at), now
@@ -451,6 +451,8 @@ class Poller:
             self._hooks.emit(
                 events.TaskPolled(watch.task_id, record.state, record.progress, watch.polls)
             )
+        if not record.notes and record.state is not TaskState.UNKNOWN:
+            return
         oddities: dict[str, events.Event] = {
             note: events.ContradictionSeen(watch.task_id, note) for note in record.notes
         }

@@ -9,7 +9,7 @@ Rule 3: for any bytes, only errors of this package are raised.
 import functools
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -328,7 +328,9 @@ def _reader(dialect: Dialect) -> Callable[[dict[str, Any]], Level]:
         reader, *_ = getattr(field.type, "__metadata__", [None])
         key = dialect.spelling.get(field.name)
         spelled[field.name] = override(rename=key, struct_hook=reader, omit=key is None)
-    read = make_dict_structure_fn(Level, Converter(), **spelled)  # type: ignore[arg-type]
+    # The readers raise nothing, so there are no errors to collect, which would cost CPU.
+    converter = Converter(detailed_validation=False)
+    read = make_dict_structure_fn(Level, converter, **spelled)  # type: ignore[arg-type]
     return lambda part: read(_usual(part), Level)
 
 
@@ -357,33 +359,30 @@ def _fold(task_id: str, levels: Sequence[Level], reply: Reply) -> TaskRecord:
     for inner in levels[1:]:
         pairs = zip(_values_of(seen), _values_of(inner), strict=True)
         seen = Level(*[its if own is None else own for own, its in pairs])
-    # The outermost level that has a known status decides: a relay that tries another channel
-    # goes on while the upstream that it quotes has failed.
-    said = [
-        {word: state_of(word) for word in (level.state, level.status) if word} for level in levels
-    ]
-    known = (words for words in said if {*words.values()} - {TaskState.UNKNOWN})
-    words = next(known, said[0])
-    states = list(words.values())
-    succeeded = TaskState.SUCCEEDED in states
+    words = _words(levels)
+    succeeded = TaskState.SUCCEEDED in words
     # An address of the relay's own comes before the upstream's. What may be the input counts
     # only beside a success, and last (api-facts 11, row 1).
-    urls = [level.video_url or level.result_url or level.output for level in levels]
-    urls += [level.raw_video_url for level in levels if succeeded]
-    url = next(filter(None, urls), None)
-    if url is None and succeeded and is_web_address(seen.reason):
-        url = seen.reason  # where older rows keep it (api-facts 2 B)
+    url = None
+    for level in levels:
+        url = url or level.video_url or level.result_url or level.output
+    if succeeded:
+        for level in levels:
+            url = url or level.raw_video_url
+        if url is None and is_web_address(seen.reason):
+            url = seen.reason  # where older rows keep it (api-facts 2 B)
     error_message, error_code = seen.error or (None, None)
     message = seen.message or seen.reason or error_message
-    state = _weigh(states, url, refunded=bool(seen.refund), against=is_reason(seen.message))
+    state = _weigh(words, url, refunded=bool(seen.refund), against=is_reason(seen.message))
     is_submit = reply.request.endpoint.replay is Replay.PAID
     if is_submit and state is TaskState.SUCCEEDED and url is None:
         # In the response to a submit, success means that it was accepted (api-facts 11, row 16).
         state = TaskState.QUEUED
-    word = next((word for word, its in words.items() if its is state), next(iter(words), None))
-    if word is not None and words[word] is TaskState.UNKNOWN:
+    word = words.get(state) or next(iter(words.values()), None)
+    if word is not None and word == words.get(TaskState.UNKNOWN):
         # A status that no source documents may quote a prompt.
         word = redact(word, reply.request.secrets)[:40]
+    is_odd = (url or succeeded) and not words.keys().isdisjoint(FAILURES)
     polled, base = reply.request.task_id, reply.request.url
     return TaskRecord(
         # The same string as in the request, which the wait holds anyway.
@@ -403,27 +402,47 @@ def _fold(task_id: str, levels: Sequence[Level], reply: Reply) -> TaskRecord:
         refunded=bool(seen.refund) or (state in FAILURES and seen.cost == 0),
         created_at=seen.created_at or seen.submitted_at,
         updated_at=seen.updated_at or seen.finished_at,
-        notes=(CONTRADICTION,) if (url or succeeded) and {*states} & {*FAILURES} else (),
+        notes=(CONTRADICTION,) if is_odd else (),
         answer=reply.body,
     )
 
 
+def _words(levels: Sequence[Level]) -> dict[TaskState, str]:
+    """
+    Return the states that a response names, and its word for each.
+
+    The outermost level that has a known status decides: a relay that tries another channel goes on
+    while the upstream that it quotes has failed.
+    """
+    outermost: dict[TaskState, str] | None = None
+    for level in levels:
+        words: dict[TaskState, str] = {}
+        for word in (level.state, level.status):
+            if word:
+                words.setdefault(state_of(word), word)
+        if words and (len(words) > 1 or TaskState.UNKNOWN not in words):
+            return words
+        outermost = words if outermost is None else outermost
+    return outermost or {}
+
+
 def _weigh(
-    states: Sequence[TaskState], url: str | None, *, refunded: bool, against: bool
+    states: Collection[TaskState], url: str | None, *, refunded: bool, against: bool
 ) -> TaskState:
     """Apply the rules of api-facts 3.4, in their order."""
-    failed = [state for state in FAILURES if state in states]
-    if failed and (not url or refunded or against):
-        return failed[0]
+    failed = next((state for state in FAILURES if state in states), None)
+    if failed is not None and (not url or refunded or against):
+        return failed
     if url:
         return TaskState.SUCCEEDED
     if TaskState.SUCCEEDED in states:
         return TaskState.FAILED if refunded or against else TaskState.SUCCEEDED
     if refunded and TaskState.UNKNOWN in states:
         return TaskState.FAILED  # points are refunded only for tasks that ended without a clip
-    # The response to a submit may have no status at all (api-facts 1.2).
-    unfinished = (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN)
-    return next((state for state in unfinished if state in states), TaskState.QUEUED)
+    for unfinished in (TaskState.RUNNING, TaskState.QUEUED, TaskState.UNKNOWN):
+        if unfinished in states:
+            return unfinished
+    return TaskState.QUEUED  # the response to a submit may have no status at all (api-facts 1.2)
 
 
 def _absolute(base: str, address: str | None) -> str | None:

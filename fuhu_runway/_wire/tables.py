@@ -796,4 +796,7 @@ UNLIMITED: Final = 100_000_000
 
 def dialect_of(body: Mapping[str, Any]) -> Dialect | None:
     """Return the first dialect that fits *body*."""
-    return next((dialect for dialect in DIALECTS if dialect.fits(body)), None)
+    for dialect in DIALECTS:
+        if dialect.fits(body):
+            return dialect
+    return None

@@ -154,8 +154,12 @@ def made_by(name: str, text: str) -> Iterator[Fault]:
         yield make(**(needed | texts), accepted=True)
 
 
+QUOTING: Final = 5
+"""In how many ways a response of one status quotes a text."""
+
+
 def quoting(text: str) -> Iterator[Fault]:
-    """Return responses with *text* in every place of a response."""
+    """Return responses with *text* in every place of a response: `QUOTING` for each status."""
     headers = (("X-Client-IP", IPV4), ("Set-Cookie", f"k={KEY}"), ("X-Request-Id", f"{KEY} {IPV6}"))
     for status in (200, 302, 400, 401, 402, 404, 422, 429, 500, 503):
         yield faults.Answer(status, text, "text/plain", headers)
@@ -321,13 +325,23 @@ async def test_no_fault_leaks_a_secret(name: str, evidence: Evidence, tmp_path: 
 async def test_no_quotation_is_repeated(place: Where, evidence: Evidence, tmp_path: Path) -> None:
     """Secrets in texts, codes, keys and headers of a gateway are not repeated."""
     async with setup(evidence, tmp_path, has_account=place in LISTS) as here:
-        await _meet(here, place, quoting, tmp_path)
+        await _meet(here, place, quoting, tmp_path, ways=QUOTING)
 
 
 async def _meet(
-    here: Setup, place: Where, faults_with_text: Callable[[str], Iterable[Fault]], folder: Path
+    here: Setup,
+    place: Where,
+    faults_with_text: Callable[[str], Iterable[Fault]],
+    folder: Path,
+    *,
+    ways: int = 1,
 ) -> None:
-    """Let faults happen to each kind of request in one place."""
+    """
+    Let faults happen to each kind of request in one place.
+
+    Of *ways* faults in a row, each kind of request meets one: of every row another way, and
+    another one than the kind before. So each kind meets all ways, and all rows.
+    """
     if place in READS:
         # A response may quote the prompt of a live task.
         task = await here.client.submit(REQUESTS[0])
@@ -346,9 +360,13 @@ async def _meet(
     others = [one for one in REQUESTS if one not in official]
     # A download is the same for every kind of request.
     kinds = {"official": official, "download": [*others[:1], *official[:1]]}
-    for index, request in enumerate(kinds.get(place, others)):
+    requests = kinds.get(place, others)
+    if len(requests) < ways:
+        ways = 1
+    for index, request in enumerate(requests):
         for number, fault in enumerate(faults_with_text(leaky_text(request))):
-            if place in fault.usable_on:
+            row, way = divmod(number, ways)
+            if place in fault.usable_on and way == (row + index) % ways:
                 here.gateway.fault(place, fault, times=None)
                 await here.live(request, folder, f"{number}-{index}")
                 here.gateway.forget_plans()

@@ -18,8 +18,8 @@ import fuhu_runway
 from fuhu_runway.journal import Journal
 from fuhu_runway.testing import Simulator, faults
 
-INSTANTS: Final = int(os.environ.get("TEST_INSTANTS", "20"))
-"""How many servers are stopped; the full session stops 200."""
+INSTANTS: Final = int(os.environ.get("FUHU_TEST_INSTANTS", "20"))
+"""How many servers are stopped, each at another moment."""
 ROUTES: Final = ("start", "wait", "stream")
 
 pytestmark = [

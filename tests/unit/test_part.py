@@ -742,7 +742,8 @@ def test_a_folder_is_created_if_its_parent_exists(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_created_is_a_usage_error(tmp_path: Path) -> None:
     """The parent is missing, or a file is there: it raises before any money is spent."""
     (tmp_path / "file").touch()
-    for folder in (tmp_path / "no" / "clips", tmp_path / "file"):
-        with pytest.raises(UsageError, match="Nothing can be written") as caught:
-            check_folder(folder)
+    unfit = {"no/clips": "Nothing can be written", "file": "is not a folder"}
+    for name, words in unfit.items():
+        with pytest.raises(UsageError, match=words) as caught:
+            check_folder(tmp_path / name)
         assert caught.value.money == "Nothing was sent or charged."
