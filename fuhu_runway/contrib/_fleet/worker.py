@@ -85,7 +85,7 @@ class Worker:
     _started: set[str] = attrs.field(init=False, factory=set)
     #: Its id in procrastinate's table; known with the first entry.
     _id: int | None = attrs.field(init=False, default=None)
-    #: What ends it when its lease expires.
+    #: What notices that its lease expires; None unless it works.
     _fence: "asyncio.Task[None] | None" = attrs.field(init=False, default=None)
     _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _paused_until: float = attrs.field(init=False, default=0.0)
@@ -109,13 +109,13 @@ class Worker:
             )
         )
         tending = asyncio.create_task(self.tend())
-        self._fence = asyncio.create_task(self._lease_expires())
+        self._fence = fence = asyncio.create_task(self._lease_expires())
         try:
-            await asyncio.wait([working, self._fence], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([working, fence], return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 working.result()
                 return
-            self._fence.result()  # which raises what the database refuses
+            fence.result()  # which raises what the database refuses
             self.queue.connector.has_expired = True
             working.cancel()
             await self._let_go()
@@ -126,10 +126,12 @@ class Worker:
             )
         finally:
             tending.cancel()
+            fence.cancel()
             if not working.cancelling():  # a second time would not wait for its jobs
                 working.cancel()
             # They only raise now that the database cannot be reached.
-            await asyncio.gather(tending, working, return_exceptions=True)
+            await asyncio.gather(tending, fence, working, return_exceptions=True)
+            self._fence = None
             self.queue.connector.has_expired = False
 
     async def aclose(self) -> None:
