@@ -77,7 +77,7 @@ class Worker:
     lease: float
     tasks_in_flight: int | None
     max_points: float | None
-    #: Whether its lease has expired and its jobs were returned to the queue.
+    #: Whether its lease has expired, so that others have its jobs.
     is_over: bool = attrs.field(init=False, default=False)
     #: Entries of the queue that it works on, by procrastinate's ids.
     _running: set[int] = attrs.field(init=False, factory=set)
@@ -155,7 +155,7 @@ class Worker:
 
     async def _let_go(self) -> None:
         """Send nothing more, and write the ids of what was paid for, however long that takes."""
-        may_be_paid = bool(self._started)
+        self.is_over, may_be_paid = True, bool(self._started)
         LOGGER.warning(
             "The database has had no heartbeat for %g s. This worker takes up nothing more, and "
             "ends once the ids of what was paid for are written.",
@@ -170,7 +170,6 @@ class Worker:
     async def _let_go_in_time(self) -> None:
         """End this part of the user's App, which goes on, when its lease expires."""
         await self._lease_expires()
-        self.is_over = True
         await self._let_go()
 
     async def tend(self) -> None:
@@ -222,7 +221,7 @@ class Worker:
         found = await self.queue.take(key)
         if found is None:  # it was cancelled, or is over
             return
-        if self.is_over or self.queue.connector.has_expired:
+        if self.is_over:
             raise Again(0.0)
         if found.state is JobState.PLANNED:
             await self._let_through(key)
