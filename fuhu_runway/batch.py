@@ -292,7 +292,8 @@ class Batch:
             self._custom_ids.add(item.custom_id)
         outcome = await self._jobs.outcome(index, item)
         if outcome is None:
-            self._stop("max_points")
+            if not self._jobs.is_over:
+                self._stop("max_points")
             return None
         if outcome.key in self._own:
             outcome = attrs.evolve(outcome, resumed=False)

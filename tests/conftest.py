@@ -17,7 +17,6 @@ from fuhu_runway.testing import Simulator, virtual_time
 
 pytest_plugins = [
     "pytester",  # for the tests of our own plugin
-    "support.postgres",
     "support.stores",
 ]
 

@@ -103,14 +103,12 @@ class Files:
                 # Only now, or each of many jobs that wait for one upload would hold the file.
                 local = await asyncio.to_thread(read, field, value)
                 address = await self._upload(session, field, local, uploader)
-                self._keep(local.digest, address, getattr(uploader, "reuse_seconds", REUSE_SECONDS))
+                seconds = getattr(uploader, "reuse_seconds", REUSE_SECONDS)
+                self._addresses.pop(local.digest, None)  # so that the oldest is first
+                self._addresses[local.digest] = address, self.clock.wall() + seconds
+                if len(self._addresses) > MAX_KEPT:
+                    del self._addresses[next(iter(self._addresses))]
         return address
-
-    def _keep(self, digest: str, address: str, seconds: float) -> None:
-        self._addresses.pop(digest, None)  # so that the oldest is first
-        self._addresses[digest] = address, self.clock.wall() + seconds
-        if len(self._addresses) > MAX_KEPT:
-            del self._addresses[next(iter(self._addresses))]
 
     async def _upload(
         self,

@@ -22,10 +22,13 @@ from .tables import Dialect, Replay, dialect_of
 
 INDEX_PAGE: Final = "the gateway's index page"
 CHALLENGE: Final = "a challenge page"
+BLOCKED: Final = "a firewall's page"
 FOREIGN: Final = "a response that is not the gateway's"
 """These replace the codes of responses that are not JSON (api-facts 2 H)."""
 INDEX_PAGE_MARKS: Final = ('id="root"', "id='root'", "id=root", 'id="app"', "id='app'", "id=app")
 """The index page of a gateway's web UI has one of these, and no error page has."""
+NO_METHOD: Final = "not allowed"
+"""What every web server says in its own page with status 405, in lower case."""
 TASK_NOT_EXIST: Final = "task_not_exist"
 CHARGED_CODES: Final = frozenset({"insert_task_failed"})
 """Codes of requests that were charged without a record of their task (api-facts 11 row 7)."""
@@ -97,6 +100,13 @@ REFUSALS: Final = (
         in_json=False,
         advice="Try again later. If it persists, check base_url, the gateway's prefix and the "
         "network.",
+    ),
+    Refusal(
+        errors.GatewayDown,
+        "api-facts 11, row 26: a firewall's page with 405 may replace any response of the gateway",
+        codes={BLOCKED},
+        in_json=False,
+        advice="Ask the gateway's operator why its firewall blocks this.",
     ),
     Refusal(
         errors.NotFound,
@@ -453,6 +463,8 @@ def not_json(reply: Reply, fault: str | None) -> GatewayError | UnreadableReply:
         names.add(FOREIGN)
     elif is_page and reply.is_success and any(mark in shown for mark in INDEX_PAGE_MARKS):
         names.add(INDEX_PAGE)
+    elif is_page and reply.status == 405 and NO_METHOD not in shown.lower():
+        names.add(BLOCKED)
     what = "a web page" if is_page else "not JSON" if text else "empty"
     happened = f"The response was {what}, with status {reply.status}."
     return error_of(reply, reply.status, Reasons(names=names), happened=happened)

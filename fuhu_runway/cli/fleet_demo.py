@@ -66,7 +66,13 @@ async def demo(
         async with contextlib.AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fuhu-demo-")))
             url = stack.enter_context(_database(screen))
-            gateway = await stack.enter_async_context(_simulator(folder))
+            options = ("--json", "--no-points", "--until-stdin-closes", "--speed", f"{SPEED:g}")
+            state = ("--state-file", STATE_NAME)
+            simulator = await stack.enter_async_context(
+                _process("simulate", *options, *state, folder=folder)
+            )
+            assert simulator.stdout is not None  # noqa: S101  (it is a pipe)
+            gateway = json.loads(await simulator.stdout.readline())
             fleet = new_fleet(url=url)
             await fleet.init()
             await stack.enter_async_context(fleet)
@@ -142,16 +148,6 @@ async def _process(*arguments: str, folder: Path, **variables: str) -> AsyncIter
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.communicate()
-
-
-@contextlib.asynccontextmanager
-async def _simulator(folder: Path) -> AsyncIterator[Mapping[str, str]]:
-    """Yield the URL and the key of a simulated gateway."""
-    options = ("--json", "--no-points", "--until-stdin-closes", "--speed", f"{SPEED:g}")
-    state = ("--state-file", STATE_NAME)
-    async with _process("simulate", *options, *state, folder=folder) as process:
-        assert process.stdout is not None  # noqa: S101  (it is a pipe)
-        yield json.loads(await process.stdout.readline())
 
 
 async def _carried_out(

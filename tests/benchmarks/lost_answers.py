@@ -39,9 +39,9 @@ BEFORE: Final = 0.05
 SPEED: Final = 100
 LATE: Final = 4.0
 """Seconds after which a task is in the lists: ten times as long as the simulator takes for it."""
-ROUNDS: Final = 5
+ROUNDS: Final = 10
 """How often the batch is run at most: what is sent again may be lost again."""
-FRESH: Final = 3
+FRESH: Final = 2
 """How many prompts each further round adds: nothing is proven about a submission on its own."""
 USED: Final = 11.0
 """How long before the batch the key is used, in seconds: a log says nothing before its first row,
@@ -182,8 +182,9 @@ class Run:
             for figures.rounds in range(1, ROUNDS + 1):
                 self.count += FRESH * (figures.rounds > 1)
                 await self.run_batch(None)
-                jobs = await self.jobs()
-                if all(job.state is JobState.SAVED for job in jobs) or not self.with_account:
+                choices = {one["key"] for one in self.report["left"] if one["task_ids"]}
+                left = [job for job in await self.jobs() if job.state is not JobState.SAVED]
+                if choices.issuperset(job.key for job in left) or not self.with_account:
                     break
                 await asyncio.sleep(LATE)
             if not self.with_account:

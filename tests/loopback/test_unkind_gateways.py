@@ -61,7 +61,7 @@ RAISED: dict[str, type[RunwayError]] = {
     "invalid_signature": Unauthorized,
     "invalid_request_in_500": InvalidRequest,
     "without_a_word": DOUBT,
-    "firewall": InvalidRequest,
+    "firewall": DOUBT,
     "cloudflare_1015": RateLimited,
     "cloudflare_502": DOUBT,
     "envoy_reset": DOUBT,

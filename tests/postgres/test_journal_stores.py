@@ -45,6 +45,7 @@ from fuhu_runway.hooks import (
     TaskSubmitted,
 )
 from fuhu_runway.journal import (
+    CHARGE,
     STEPS,
     BaseJournal,
     Job,
@@ -187,6 +188,18 @@ async def test_an_unknown_job_cannot_be_forgotten(journal: BaseJournal) -> None:
         with pytest.raises(JournalError, match=f"no job '{name}'"):
             await journal.forget(name)
     assert len(await journal.jobs()) == 1
+
+
+@pytest.mark.parametrize("state", JobState)
+async def test_a_charge_is_written_to_a_job_in_doubt_only(
+    journal: BaseJournal, state: JobState
+) -> None:
+    """What the log of the key shows matters as long as a job is in doubt."""
+    await job_at(journal, state)
+    await journal.charge("k")
+    (job,) = await journal.jobs()
+    assert job.proof == (CHARGE if state is IN_DOUBT else None)
+    assert job.state is state
 
 
 # Reading
