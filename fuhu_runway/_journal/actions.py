@@ -1,10 +1,23 @@
 """
 What a journal does to its rows: one generator for each action, the same for every store.
 
-An action yields statements and is sent the rows that they return; the store runs it in one
-transaction. Statements are in SQLite's dialect. In a store that several processes share, each job
-has an *owner*, the process that is in charge of it, and a lock protects what two processes must not
-decide at the same time.
+An action decides which statements are sent, and a store sends them:
+
+    def find_by_key(key: str) -> Action[Job | None]:
+        rows = yield "SELECT * FROM job WHERE key = :key", {"key": key}
+        return job_of(rows[0]) if rows else None
+
+It yields a statement with its values, is sent the rows, and returns its result; with `yield from`,
+one action is a part of another. So each rule is written once and does no I/O. `file.perform` runs
+an action on SQLite, and `Link.run` of `contrib/_postgres` on Postgres.
+
+Rule 1: statements are in SQLite's dialect; the other store translates the names.
+Rule 2: an action that may be repeated after a lost connection has a *token*, by which it finds out
+that it was done.
+Rule 3: SQLite runs an action in one transaction. Postgres runs each statement in its own, so one
+statement decides; after `LOCK`, which keeps other processes out, the rest is one transaction.
+Rule 4: in a store that several processes share, each job has an *owner*, the process that is in
+charge of it.
 """
 
 import hmac

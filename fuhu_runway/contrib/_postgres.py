@@ -333,7 +333,13 @@ class Link:
 
     def _error(self, fault: psycopg.Error) -> Unreachable | JournalError:
         if not _is_passing(fault):
-            return _refused(self.name, fault)
+            # The message is left out, since it may quote a value.
+            what = re.sub(r"(?<!^)([A-Z])", r" \1", type(fault).__name__).lower()
+            return journal_error(
+                f"The database {self.name!r} of the journal refuses a statement: {what} "
+                f"({fault.sqlstate}).",
+                "Check that its tables are as they were made, and that the user may use them.",
+            )
         reason = reason_of(fault)
         if not self.was_open:
             return unreachable(self.name, reason)
@@ -358,15 +364,6 @@ def unreachable(name: str, reason: str) -> JournalError:
     return journal_error(
         f"The database {name!r} of the journal cannot be reached: {reason}.",
         "Check its URL and that it runs, then try again.",
-    )
-
-
-def _refused(name: str, fault: psycopg.Error) -> JournalError:
-    # The message is left out, since it may quote a value.
-    what = re.sub(r"(?<!^)([A-Z])", r" \1", type(fault).__name__).lower()
-    return journal_error(
-        f"The database {name!r} of the journal refuses a statement: {what} ({fault.sqlstate}).",
-        "Check that its tables are as they were made, and that the user may use them.",
     )
 
 

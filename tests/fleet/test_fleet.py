@@ -832,13 +832,17 @@ def worker_of(**queue: Any) -> worker.Worker:
     return worker.Worker(queue=cast("Queue", SimpleNamespace(**queue)), **parts, **rest)
 
 
-async def test_a_job_that_arrives_at_the_cut_off_is_not_sent() -> None:
+async def test_a_job_that_arrives_when_the_lease_expires_is_not_sent() -> None:
     """A worker whose lease has just expired gives back what it gets, since others have its jobs."""
 
     async def take(key: str) -> Waiting:
         return Waiting(b"", is_encrypted=False, state=JobState.PLANNED)
 
-    one = worker_of(take=take, connector=SimpleNamespace(has_expired=True))
+    async def heartbeat_age(worker_id: int) -> float:
+        return 0.0
+
+    one = worker_of(take=take, heartbeat_age=heartbeat_age)
+    one.lease, one.is_over = 60.0, True
     context: Any = SimpleNamespace(job=SimpleNamespace(id=1, worker_id=1, attempts=0))
     with pytest.raises(worker.Again):
         await one.deliver(context, "id:order-1")

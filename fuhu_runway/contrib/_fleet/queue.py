@@ -263,7 +263,12 @@ class Connector(procrastinate.PsycopgConnector):
             if self.has_expired or failure.__cause__ is None or _code(failure) == _RAISED:
                 raise failure
             if not _is_gone(failure):
-                raise _refusal(failure) from failure
+                raise JournalError(
+                    f"The database refused a statement of the queue (SQLSTATE {_code(failure)}).",
+                    "Nothing was sent or charged.",
+                    "Look up the code in the manual of Postgres, and update the tables with "
+                    "`fleet init`.",
+                ) from failure
             if not self._is_gone:
                 LOGGER.warning("The database cannot be reached. Everything waits for it.")
             self._is_gone = True
@@ -277,14 +282,6 @@ def _code(error: BaseException) -> str | None:
 def _is_gone(error: BaseException) -> bool:
     """Return whether the database could not be reached: there is no SQLSTATE, or a passing one."""
     return (_code(error) or "08").startswith(_GONE)
-
-
-def _refusal(error: BaseException) -> JournalError:
-    return JournalError(
-        f"The database refused a statement of the queue (SQLSTATE {_code(error)}).",
-        "Nothing was sent or charged.",
-        "Look up the code in the manual of Postgres, and update the tables with `fleet init`.",
-    )
 
 
 def _names_no_host(record: logging.LogRecord) -> bool:
@@ -426,7 +423,19 @@ class Queue:
         """Add these jobs to the queue, for workers to take."""
         # `tend` adds those that an error leaves out.
         with suppress(exceptions.AlreadyEnqueued):
-            await self.app.job_manager.batch_defer_jobs_async([_job(key, priority) for key in keys])
+            await self.app.job_manager.batch_defer_jobs_async(
+                [
+                    jobs.Job(
+                        queue=QUEUE,
+                        lock=key,
+                        queueing_lock=key,
+                        task_name=TASK,
+                        task_kwargs={"key": key},
+                        priority=priority,
+                    )
+                    for key in keys
+                ]
+            )
 
     async def take(self, key: str) -> Waiting | None:
         """Return the request of a job; None if it was cancelled, or is over."""
@@ -539,17 +548,6 @@ class Queue:
                 0.0, pace.hold_until - row["now"]
             )
         return None, 0.0
-
-
-def _job(key: str, priority: int) -> jobs.Job:
-    return jobs.Job(
-        queue=QUEUE,
-        lock=key,
-        queueing_lock=key,
-        task_name=TASK,
-        task_kwargs={"key": key},
-        priority=priority,
-    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

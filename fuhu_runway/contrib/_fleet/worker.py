@@ -77,7 +77,7 @@ class Worker:
     lease: float
     tasks_in_flight: int | None
     max_points: float | None
-    #: Whether its lease has expired and its jobs were returned to the queue.
+    #: Whether its lease has expired, so that others have its jobs.
     is_over: bool = attrs.field(init=False, default=False)
     #: Entries of the queue that it works on, by procrastinate's ids.
     _running: set[int] = attrs.field(init=False, factory=set)
@@ -85,7 +85,7 @@ class Worker:
     _started: set[str] = attrs.field(init=False, factory=set)
     #: Its id in procrastinate's table; known with the first entry.
     _id: int | None = attrs.field(init=False, default=None)
-    #: What ends it when its lease expires.
+    #: What notices that its lease expires; None unless it works.
     _fence: "asyncio.Task[None] | None" = attrs.field(init=False, default=None)
     _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _paused_until: float = attrs.field(init=False, default=0.0)
@@ -109,13 +109,13 @@ class Worker:
             )
         )
         tending = asyncio.create_task(self.tend())
-        self._fence = asyncio.create_task(self._lease_expires())
+        self._fence = fence = asyncio.create_task(self._lease_expires())
         try:
-            await asyncio.wait([working, self._fence], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([working, fence], return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 working.result()
                 return
-            self._fence.result()  # which raises what the database refuses
+            fence.result()  # which raises what the database refuses
             self.queue.connector.has_expired = True
             working.cancel()
             await self._let_go()
@@ -126,10 +126,12 @@ class Worker:
             )
         finally:
             tending.cancel()
+            fence.cancel()
             if not working.cancelling():  # a second time would not wait for its jobs
                 working.cancel()
             # They only raise now that the database cannot be reached.
-            await asyncio.gather(tending, working, return_exceptions=True)
+            await asyncio.gather(tending, fence, working, return_exceptions=True)
+            self._fence = None
             self.queue.connector.has_expired = False
 
     async def aclose(self) -> None:
@@ -153,7 +155,7 @@ class Worker:
 
     async def _let_go(self) -> None:
         """Send nothing more, and write the ids of what was paid for, however long that takes."""
-        may_be_paid = bool(self._started)
+        self.is_over, may_be_paid = True, bool(self._started)
         LOGGER.warning(
             "The database has had no heartbeat for %g s. This worker takes up nothing more, and "
             "ends once the ids of what was paid for are written.",
@@ -168,7 +170,6 @@ class Worker:
     async def _let_go_in_time(self) -> None:
         """End this part of the user's App, which goes on, when its lease expires."""
         await self._lease_expires()
-        self.is_over = True
         await self._let_go()
 
     async def tend(self) -> None:
@@ -220,7 +221,7 @@ class Worker:
         found = await self.queue.take(key)
         if found is None:  # it was cancelled, or is over
             return
-        if self.is_over or self.queue.connector.has_expired:
+        if self.is_over:
             raise Again(0.0)
         if found.state is JobState.PLANNED:
             await self._let_through(key)
