@@ -27,7 +27,7 @@ from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire import tables
 from fuhu_runway._wire.decode import read_balance, read_task
 from fuhu_runway._wire.encode import Reply, Request
-from fuhu_runway._wire.refusals import INDEX_PAGE_MARKS, MAX_BODY, REFUSALS
+from fuhu_runway._wire.refusals import INDEX_PAGE_MARKS, MAX_BODY, NO_METHOD, REFUSALS
 from fuhu_runway._wire.salvage import salvage
 from fuhu_runway._wire.values import NO_REFUND, instant_in, number_in, retry_after
 from fuhu_runway.errors import GatewayError, RunwayError, UnreadableReply, UsageError
@@ -296,7 +296,8 @@ def _body(reply: Reply, stand_ins: StandIns) -> str:
     text = text_of(reply.body[:MAX_BODY]).strip()
     if "<html" in text.lower() or text[:9].lower() == "<!doctype":
         mark = next((mark for mark in INDEX_PAGE_MARKS if mark in text), "")
-        return f"<!doctype html><title>A page</title><div {mark}></div>{stand_ins.ids_in(text)}"
+        title = f"Method {NO_METHOD}" if NO_METHOD in text.lower() else "A page"
+        return f"<!doctype html><title>{title}</title><div {mark}></div>{stand_ins.ids_in(text)}"
     return stand_ins.text(text, "message") if text else ""
 
 
