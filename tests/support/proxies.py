@@ -22,7 +22,11 @@ class Tunnels:
     pipes: set["asyncio.Task[None]"] = attrs.field(factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+        try:
+            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+        except asyncio.IncompleteReadError:  # a check whether the port is open sends nothing
+            writer.close()
+            return
         inner, outer = await asyncio.open_connection("127.0.0.1", self.target)
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         for source, sink in ((reader, outer), (inner, writer)):
