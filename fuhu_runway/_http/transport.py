@@ -23,7 +23,7 @@ import attrs
 import yarl
 from aiohttp.client_proto import ResponseHandler
 
-from fuhu_runway._clock import Clock, LoopClock, Timer
+from fuhu_runway._clock import Clock, LoopClock
 from fuhu_runway._redact import redact
 from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.decode import salvaged
@@ -38,6 +38,7 @@ from fuhu_runway.errors import (
 from fuhu_runway.hooks import Hooks
 from fuhu_runway.models import RetryPolicy, Timeouts, usage_error
 
+from .deadlines import Deadlines
 from .failures import NEVER_ARRIVED, TransportCause, failure_of
 from .limiter import RateLimiter
 from .retry import repeat
@@ -222,8 +223,7 @@ class Transport:
         proxy = self._proxy(request.url)
         sent = None if request.body is None else Body(request.body)
         body, arrived = bytearray(), bytearray()
-        if is_paid:
-            _ARRIVED.set(arrived)
+        token = _ARRIVED.set(arrived) if is_paid else None
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -270,6 +270,9 @@ class Transport:
             return failure, TransportCause(said)
         finally:
             self._deadlines.discard(scope)
+            if token is not None:
+                # Else the contexts that are copied from this one would keep the response.
+                _ARRIVED.reset(token)
 
     def _proxy(self, url: str) -> str | None:
         """Return the proxy for *url*; a borrowed session has its own settings."""
@@ -357,48 +360,6 @@ class Transport:
             if self._borrowed is None:
                 await self._free.close()
                 await self._paid.close()
-
-
-class Deadlines:
-    """
-    End blocks of `asyncio.timeout`, each *seconds* after it was added, over one timer for all.
-
-    A timer for each request would take a twentieth of the CPU of a poll.
-    """
-
-    def __init__(self, seconds: float, clock: Clock) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        #: In order of their ends, since all of them have the same time.
-        self._ends: dict[asyncio.Timeout, float] = {}
-        self._timer: Timer | None = None
-        self._timer_at = 0.0
-
-    def add(self, scope: asyncio.Timeout) -> None:
-        """End the block *scope*, which was entered, when its time is over."""
-        self._ends[scope] = ends_at = self._clock.now() + self._seconds
-        if self._timer is None:
-            self._arm(ends_at)
-
-    def discard(self, scope: asyncio.Timeout) -> None:
-        """Forget a block that is over, and the timer with the last one."""
-        self._ends.pop(scope, None)
-        if self._timer is not None and not self._ends:
-            self._timer.cancel()
-            self._timer = None
-
-    def _arm(self, at: float) -> None:
-        self._timer, self._timer_at = self._clock.call_at(at, self._fire), at
-
-    def _fire(self) -> None:
-        self._timer = None
-        now = max(self._clock.now(), self._timer_at)  # loops call a little early
-        for scope, ends_at in list(self._ends.items()):
-            if ends_at > now:
-                self._arm(ends_at)
-                break
-            del self._ends[scope]
-            scope.reschedule(asyncio.get_running_loop().time())
 
 
 @attrs.define(eq=False)

@@ -53,7 +53,8 @@ async def ours(url: str, interval: float, on_poll: OnPoll | None = None) -> Asyn
         if on_poll is not None and isinstance(event, TaskPolled):
             on_poll()
 
-    polling = PollPolicy(first=interval, factor=1.0, max_interval=interval)
+    # Without jitter, as the other side: what is sent at the same instant shares wake-ups.
+    polling = PollPolicy(first=interval, factor=1.0, max_interval=interval, jitter=0.0)
     hooks = [] if on_poll is None else [on_event]
     async with Client(KEY, base_url=url, polling=polling, hooks=hooks) as client:
         yield lambda task_id: client.task(task_id).wait()

@@ -15,12 +15,12 @@ from support.secrets import chain, in_frames, secrets_in
 from support.servers import free_port, raw_server, reply, silent_server
 
 from fuhu_runway._clock import Clock, LoopClock
+from fuhu_runway._http.deadlines import Deadlines
 from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.transport import (
     MAX_ANSWER_BYTES,
     MAX_CUT_BYTES,
     Body,
-    Deadlines,
     StreamBroken,
     Transport,
 )
