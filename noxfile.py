@@ -12,8 +12,8 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_external_run = True
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["tests", "types", "lint", "layers"]
-# While one session waits for downloads, another one uses the processor. What is run by hand
-# does not allow it: the output of sessions that run side by side comes at their end.
+# While one session waits for downloads, another one uses the processor. Sessions that are run by
+# hand do not allow it: sessions that run side by side show their output only when they end.
 nox.options.parallel = 2
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
@@ -41,7 +41,7 @@ SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 def install_groups(session: nox.Session, *groups: str) -> None:
     """Install the named dependency groups, with any pip."""
-    # Most modules are never imported. Those that are, Python compiles then.
+    # Most modules are never imported, and Python compiles the others when it imports them.
     session.install("--no-compile", *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
@@ -96,7 +96,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(requires=["build"], allow_parallel=True)
 def bare(session: nox.Session) -> None:
-    """What a user does most, without any extra."""
+    """The most common uses, without any extra."""
     install(session, "test")
     session.run("pytest", *(session.posargs or BARE_TESTS), env=SAFE_PATH)
 

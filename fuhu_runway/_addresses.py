@@ -3,7 +3,7 @@ The addresses for webhooks: which of them belongs to which task.
 
 Rule 1: gateways sign nothing (api-facts 4), so the address is the signature: each task has its
 own, which cannot be guessed and is sent to the gateway only.
-Rule 2: the check of an address needs no list, and takes equally long for each wrong one.
+Rule 2: checking an address needs no list, and takes the same time for every wrong one.
 """
 
 import base64

@@ -4,7 +4,7 @@ Carry out one job of a batch or a queue, from wherever an earlier run left it.
 Rule 1: a job that the journal has as accepted is never submitted again. A job in doubt is reported.
 Rule 2: a clip replaces only a file that was saved for the same job, unless `overwrite` is set.
 
-A job is identified by its `custom_id`, else by its content and how often that came up before.
+A job is identified by its `custom_id`, otherwise by its content and how often that came up before.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ other error, such as that another worker has taken over, the next attempt may su
 
 
 class JobOptions(TypedDict, total=False):
-    """What holds for each job of a `Batch`, which describes it."""
+    """The options of each job; `Batch` describes them."""
 
     download_to: str | os.PathLike[str] | ClipStore | None
     timeout: float | None
@@ -50,14 +50,14 @@ class JobOptions(TypedDict, total=False):
 @attrs.define(eq=False)
 class Jobs:
     """
-    Carries out jobs, each on its own, with the same options for all.
+    Carry out jobs, each on its own, with the same options for all.
 
     Raises:
         UsageError: An option is wrong, or nothing can be written to *download_to*.
     """
 
     _sessions: Sessions
-    #: Where the jobs that are submitted are counted.
+    #: Counts the jobs that are submitted.
     _summary: Summary = attrs.field(factory=Summary)
     download_to: str | os.PathLike[str] | ClipStore | None = attrs.field(default=None, kw_only=True)
     timeout: float | None = attrs.field(default=DEFAULT_WAIT, kw_only=True)
@@ -107,7 +107,7 @@ class Jobs:
         return await self._sessions.current().follow(carry())
 
     async def outcome(self, index: int, item: Item) -> Outcome | None:
-        """Return how a job ended; None if it was not submitted since nothing more may be."""
+        """Return how a job ended; None if it was left out because nothing more may be submitted."""
         known: dict[str, Any] = {}
         try:
             if not await self._run(index, item, known):
@@ -125,8 +125,8 @@ class Jobs:
         """
         Carry out a job, from wherever an earlier run left it.
 
-        Adds what becomes known to *known*: fields of the `Outcome`, there also if this raises.
-        Returns False if it was not submitted since nothing more may be.
+        Add what becomes known to *known*: fields of the `Outcome`, which are kept if this raises.
+        Return False if the job was left out because nothing more may be submitted.
         """
         journal = self._sessions.journal
         plan, job = await self._planned(index, item)

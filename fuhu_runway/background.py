@@ -170,8 +170,8 @@ class BackgroundJobs:
         """
         Submit *work* unless it is a task, and follow it; see `Client.start`.
 
-        *is_kept* is whether the job goes on if no caller waits for it, and then it retries saving
-        for minutes.
+        *is_kept* says whether the job continues while no caller waits for it; such a job retries
+        saving for minutes.
         """
         check(save=save, overwrite=overwrite, timeout=timeout)
         if isinstance(work, Task):

@@ -301,7 +301,7 @@ def without_frames(
         __tracebackhide__ = True
         if kwargs.keys() & ARGUMENTS.keys():
             known, name = inspect.signature(call).parameters, call.__qualname__
-            if "self" in known:  # a client inherits methods, and is what the caller knows
+            if "self" in known:  # named after the caller's object: a client inherits methods
                 name = f"{type(args[0]).__name__}.{call.__name__}"
             refuse_guesses(name, kwargs, known)
         outer = sys.exception()

@@ -125,10 +125,10 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
 
 def write_whole(path: Path, text: str) -> None:
     """
-    Write a text file that only its owner can read, whole or not at all.
+    Write a text file completely or not at all; only its owner can read it.
 
     Raises:
-        OSError: It cannot be written; a file that was there is unchanged.
+        OSError: It cannot be written; an existing file is unchanged.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -57,7 +57,7 @@ class ClipStore(Protocol):
     """
     A store for clips, such as an `ObjectStore`, as `download_to` of a batch.
 
-    A name is that of a file, without a folder. The methods raise `StoreError`, which becomes an
+    A name is a file name without a folder. The methods raise `StoreError`, which becomes an
     error that says what happened to the money.
     """
 

@@ -1,4 +1,4 @@
-"""Deadlines of many requests over one timer."""
+"""Deadlines of many requests, with one timer."""
 
 import asyncio
 
@@ -7,27 +7,27 @@ from fuhu_runway._clock import Clock, Timer
 
 class Deadlines:
     """
-    End blocks of `asyncio.timeout`, each *seconds* after it was added, over one timer for all.
+    Time out `asyncio.timeout` blocks, each *seconds* after it was added, with one timer for all.
 
-    A timer for each request would take a twentieth of the CPU of a poll.
+    A timer for each request would cost 5 % of the CPU time of a poll.
     """
 
     def __init__(self, seconds: float, clock: Clock) -> None:
         self._seconds = seconds
         self._clock = clock
-        #: In order of their ends, since all of them have the same time.
+        #: When each block times out; in that order, since all of them get the same *seconds*.
         self._ends: dict[asyncio.Timeout, float] = {}
         self._timer: Timer | None = None
         self._timer_at = 0.0
 
     def add(self, scope: asyncio.Timeout) -> None:
-        """End the block *scope*, which was entered, when its time is over."""
+        """Time out *scope*, a block that was entered, after *seconds*."""
         self._ends[scope] = ends_at = self._clock.now() + self._seconds
         if self._timer is None:
             self._arm(ends_at)
 
     def discard(self, scope: asyncio.Timeout) -> None:
-        """Forget a block that is over, and the timer with the last one."""
+        """Forget a block that has ended; after the last one, cancel the timer."""
         self._ends.pop(scope, None)
         if self._timer is not None and not self._ends:
             self._timer.cancel()
@@ -38,7 +38,7 @@ class Deadlines:
 
     def _fire(self) -> None:
         self._timer = None
-        now = max(self._clock.now(), self._timer_at)  # loops call a little early
+        now = max(self._clock.now(), self._timer_at)  # a loop may call slightly early
         for scope, ends_at in list(self._ends.items()):
             if ends_at > now:
                 self._arm(ends_at)

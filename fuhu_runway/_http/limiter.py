@@ -94,7 +94,7 @@ class Pace:
     #: The rate above which the gateway was found to refuse; infinite while none is known.
     limit: float = math.inf
     _limit_since: float = 0.0
-    #: Whether the last round used most of the rate; without that, nothing is learned about it.
+    #: Whether the last round used most of the rate; if not, it showed nothing about a limit.
     is_used: bool = True
     #: The rate that succeeds: *rate* is higher during a rise, and half of it during a test.
     _known: float = 0.0
@@ -136,7 +136,7 @@ class Pace:
 
     @property
     def is_testing(self) -> bool:
-        """Return whether fewer are sent for a moment, to find out whether fewer are refused."""
+        """Return whether half the rate is tested now, to see whether fewer requests are refused."""
         return self._refused_rate > 0
 
     def ready_at(self, now: float) -> float:
@@ -231,7 +231,7 @@ class Pace:
             return
         usual = answers * self._usual
         waits = not rises and now < self._rise_at
-        # Four standard deviations above the usual are not chance; nor is more than half.
+        # More than four standard deviations above the usual, or more than half, is not chance.
         if refused > min(usual + 4 * math.sqrt(usual), answers / 2):
             self._lower(refused / answers, max(1, self._passed) / span, now)
         elif self._step == 1 or not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
@@ -254,13 +254,13 @@ class Pace:
         self._go(self._known * (1 + self._step), now)
 
     def _lower(self, refused_part: float, through: float, now: float) -> None:
-        """Begin a test, at half of the rate that succeeds."""
+        """Begin a test at half the rate that succeeds."""
         least = 0.0
         if self.rate > self._known:  # the rate from before the rise has succeeded for longer
             least = 0.95 * self._settled
             if self._settled / 1.5 < through < self._settled * 1.5:
-                through = (through + self._settled) / 2  # few responses measure it roughly
-        # A little less than that, so that another client with the same key finds room.
+                through = (through + self._settled) / 2  # few responses measure it only roughly
+        # A little less, so that another client with the same key finds room.
         self._known = max(0.96 * through, least)
         self._refused_rate, self._refused_part = self.rate, refused_part
         self._go(self._known / 2, now)

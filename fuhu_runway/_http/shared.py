@@ -32,8 +32,8 @@ CHANGING_BLOCK: Final = 0.15
 AHEAD: Final = 0.2
 """Seconds before its last slot at which a worker asks for more; if less, slots may come late."""
 FREE_FOR: Final = 1.0
-"""Seconds that a worker may send without slots while there is enough for all; if more, it learns
-later that others are refused."""
+"""Seconds for which a worker may send without slots while no limit is near; if more, it
+learns later that others are refused."""
 STALE: Final = 0.3
 """Seconds after which a slot is lost to a request that waits for it; if more, a worker that was
 late sends in a burst."""

@@ -89,9 +89,9 @@ class Transport:
             connect=timeouts.connect if session is None else None,
         )
         self._paid_timeout = timeout(total=timeouts.total, sock_read=timeouts.read)
-        # A free request can be sent again, so that it needs no limit for each read.
+        # A free request can be sent again, so one limit for the whole request is enough.
         self._free_timeout = timeout(total=None)
-        # Over the loop's own time, as the other timeouts are.
+        # On the loop's own clock, like aiohttp's timeouts.
         self._deadlines = Deadlines(timeouts.read, LoopClock())
         # A download may take long, so only the connection and each pause have a limit.
         self._stream_timeout = timeout(total=None, sock_read=timeouts.read)
@@ -177,7 +177,8 @@ class Transport:
         """
         Send once, in the slot taken at the instant *sent_at*, and return the parsed response.
 
-        The limiter learns from it whether the request came too fast; not if *sent_at* is None.
+        The limiter learns from the response whether the request came too fast, unless *sent_at* is
+        None.
         """
         reply = await self.send(request)
         answer: T | RunwayError
@@ -247,8 +248,8 @@ class Transport:
                     while not response.content.at_eof() and len(body) <= MAX_ANSWER_BYTES:
                         body += await response.content.readany()
                 finally:
-                    # At the end of its body it has closed itself. `async with` would do that again,
-                    # which costs CPU at each poll.
+                    # The response closes itself at the end of its body. `async with` would close
+                    # it again, which costs CPU at each poll.
                     if not response.closed:
                         response.close()
             is_cut = len(body) > MAX_ANSWER_BYTES
@@ -271,7 +272,7 @@ class Transport:
         finally:
             self._deadlines.discard(scope)
             if token is not None:
-                # Else the contexts that are copied from this one would keep the response.
+                # Otherwise the contexts copied from this one would keep the response in memory.
                 _ARRIVED.reset(token)
 
     def _proxy(self, url: str) -> str | None:

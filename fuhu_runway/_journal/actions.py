@@ -12,8 +12,8 @@ one action is a part of another. So each rule is written once and does no I/O. `
 an action on SQLite, and `Link.run` of `contrib/_postgres` on Postgres.
 
 Rule 1: statements are in SQLite's dialect; the other store translates the names.
-Rule 2: an action that may be repeated after a lost connection has a *token*, by which it finds out
-that it was done.
+Rule 2: an action that may be repeated after a lost connection has a *token*, which shows
+whether it was already done.
 Rule 3: SQLite runs an action in one transaction. Postgres runs each statement in its own, so one
 statement decides; after `LOCK`, which keeps other processes out, the rest is one transaction.
 Rule 4: in a store that several processes share, each job has an *owner*, the process that is in
@@ -248,7 +248,7 @@ def resolve(
 
 
 def charge(key: str) -> Action[None]:
-    """Write that the gateway's log shows a charge for a job in doubt."""
+    """Record that the gateway's log shows a charge for a job in doubt."""
     where = "key = :key AND state = 'in doubt'"
     yield f"UPDATE job SET proof = :proof WHERE {where}", {"key": key, "proof": CHARGE}  # noqa: S608
 

@@ -195,7 +195,8 @@ class BaseJournal(ABC):
         """
         Record that the gateway's log shows a charge for a job in doubt; see `Job.proof`.
 
-        From then on, it is never found to be not accepted, even if the log no longer shows that.
+        From then on, the job is never settled as not accepted, even if the log no longer shows the
+        charge.
         """
         await self._perform(lambda: actions.charge(key))
 

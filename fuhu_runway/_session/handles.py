@@ -1,5 +1,5 @@
 """
-The handles on the tasks of one client: made, found again, followed, and what each of them does.
+The handles of one client: how they are made and found again, and what their methods do.
 
 They outlive the event loops, since a task goes on at the gateway after its loop has ended.
 """
@@ -159,7 +159,7 @@ class Handles(ABC):
         return poller, watch
 
     def watch_in(self, poller: Poller, task: Task, *, is_addressed: bool = False) -> Watch:
-        """Return a poller's watch over *task*, whose waits webhooks wake if it has an address."""
+        """Return a poller's watch over *task*; if it has an address, webhooks wake its waits."""
         wire = self.poll_request(task.id, official=task.official)
         return poller.watch(
             wire.hiding(*task.secrets()),  # a refused poll may quote the prompt

@@ -78,7 +78,7 @@ class Lists:
 
     @property
     def charges(self) -> list[Charge]:
-        """What the key was charged for tasks; other programs may use it for other things."""
+        """What the key was charged for tasks; the log may have other charges, too."""
         return [
             Charge(row.charged_at.timestamp(), row.model, _routes_of(row.action))
             for row in (self.log.charges if self.log else ())
@@ -87,7 +87,7 @@ class Lists:
 
     @property
     def charges_since(self) -> float:
-        """The oldest row of the log: rows before it may be cut off, or of another key."""
+        """When the log begins: older rows may be cut off, or belong to another key."""
         if self.log is None or self.log.starts_at is None:
             return -math.inf
         return self.log.starts_at.timestamp()
@@ -154,7 +154,7 @@ class Listings:
             return records
         waiting = [(job, sent_of(job, offset)) for job in jobs if job.state.is_unanswered]
         wanted = {job.prompt_hash for job, _ in waiting}
-        # Called below: this may be cancelled before.
+        # Functions, not coroutines: if this is cancelled first, nothing is left un-awaited.
         rows: list[Callable[[], Awaitable[Listed]]] = []
         others: list[Listed] = []
         proofs = 0 if is_search else MAX_PROOFS

@@ -7,8 +7,8 @@ Rule 1: a task belongs to one submission. A task that one submission has, or may
 own response, is not assigned to another.
 Rule 2: if exactly one task fits, it is the one. Equal submissions are interchangeable: each gets
 one of the tasks that fit them all, and none is guessed where others fit as well. If the gateway has
-a log, it must show that the key was charged for the task; it shows that by time alone, and what its
-charges leave open is a choice for a person.
+a log, it must show that the key was charged for the task. It names no task, so charges are compared
+by time, and what that leaves open is a choice for a person.
 Rule 3: "not accepted" needs a source that shows every known task around the submission, and it
 needs time, since rows appear late: see `_absent`. A task that fits always forbids it: a row of the
 log may be missing, or be written when the task ends.
@@ -201,7 +201,7 @@ def _left_over(doubt: Sent, found: Sequence[Sent], records: Records) -> list[Lis
     """
     Return the tasks without an owner that may be those of a submission or of its equals.
 
-    Its own task may have gone to an equal one, which then has another task: that one is left over.
+    Its own task may have been given to an equal submission, whose task is then left over.
     """
     equal = [doubt]
     for one in equal:  # it grows in the loop
@@ -236,12 +236,12 @@ def _absent(
             translate and mask prompts and rename models, but not those of every task.
         records: What the gateway and the journal say.
         is_unpaid: Whether the log shows no charge for the tasks that are left over.
-        is_uncharged: Whether the log shows no charge for the submission, and would show it.
+        is_uncharged: Whether the log shows no charge for the submission, and would show one.
     """
     is_charged = period.explains(doubt.key)
     is_read = records.reaches(doubt)
     is_unlisted = is_read and records.is_complete and records.shows_all_like(doubt)
-    # The first that holds decides.
+    # The first rule that holds decides.
     rules: tuple[tuple[object, Proof | Reason], ...] = (
         (is_charged or doubt.is_charged, Reason.CHARGED),
         (doubt.task_id is not None, Reason.NAMED),

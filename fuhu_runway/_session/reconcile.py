@@ -1,9 +1,9 @@
 """
 Find out what happened to submissions in doubt, from the gateway's own lists.
 
-Rule 1: what is decided is on disk before anything follows from it.
-Rule 2: a submission that still searches for its own task is never found to be not accepted, and
-does not get a task of the last seconds: one that fits as well may not be listed yet.
+Rule 1: a decision is on disk before it takes effect.
+Rule 2: a submission that still searches for its own task is never settled as not accepted,
+and gets no task of the last few seconds: another one that fits may not be listed yet.
 """
 
 import asyncio
@@ -129,7 +129,7 @@ class Reconciler:
         lists = await self._listings.read(sessions, doubts, is_search=keys is not None)
         if keys is None:
             self._has_log = lists.has_log
-        # Only now: see rule 1 of `listings`.
+        # After the lists: see rule 1 of `listings`.
         states = () if keys is None else (JobState.SUBMITTING, JobState.IN_DOUBT)
         jobs = await ledger.jobs(*states)
         still = {job.key for job in jobs if job.state is JobState.IN_DOUBT}
@@ -152,7 +152,7 @@ class Reconciler:
                 said = _text_of(reason, verdict)
                 is_charged = reason is Reason.CHARGED
                 if verdict.charges == (1, 1) and job.proof is None:
-                    # The log may be cut off, or not be shown, when it is read next.
+                    # When the log is read next, it may be cut off, or not be shown.
                     await ledger.charge(job.key)
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
                 continue

@@ -69,7 +69,7 @@ class Sent:
 
     @property
     def answered(self) -> Span:
-        """When it was charged, by its own instants."""
+        """The span in which it was charged, by its own instants."""
         return self.sent_at - SECOND, (self.accepted_at or self.sent_at) + SECOND
 
 
@@ -134,7 +134,7 @@ class Records:
     is_complete: bool = True
     #: What the key was charged; empty if the log was not read.
     charges: Sequence[Charge] = ()
-    #: The oldest row of the log: it says nothing about the time before, which may be cut off.
+    #: When the log begins: it says nothing about earlier charges, which may be cut off.
     charges_since: float = -math.inf
     #: Whether the gateway has a log, and did not show it now.
     is_log_due: bool = False
@@ -176,7 +176,7 @@ class Records:
         return Fit.YES if sent.prompt in row.prompts else Fit.NO
 
     def reaches(self, doubt: Sent) -> bool:
-        """Whether the list was read, and from before a submission was sent."""
+        """Whether the list was read, beginning before a submission was sent."""
         return self.listed is not None and doubt.sent_at - SLACK >= self.since
 
     def shows_all_like(self, doubt: Sent) -> bool:
@@ -255,9 +255,9 @@ class Records:
         """
         Return the charges around each submission that no task fits.
 
-        Known ones explain a charge; those *left* in doubt may explain one. The window of an absent
-        one is wide and that of others is narrow, so that no charge that may be its own is
-        overlooked.
+        A known submission explains a charge; one that is *left* in doubt may explain one. The
+        windows of absent submissions are wide and those of others narrow, so that no charge that
+        may belong to an absent one is overlooked.
         """
         others = [*left, *self.in_flight]
         return stretches(
@@ -274,10 +274,10 @@ class Records:
         """
         Whether the log would show a charge for a submission, if it had been accepted, and does not.
 
-        It must begin before the submission was sent, show every known task of its *period*, and
-        one of the same kind and model. Only those explain charges here: gateways log some kinds and
-        models later than others, or not at all. A charge that names another of the *models* that
-        were requested is for that one.
+        The log must begin before the submission was sent, show every known task of its *period*,
+        and one of the same kind and model. Only tasks of that kind and model explain charges here:
+        gateways log some kinds and models later than others, or not at all. A charge that names
+        another of the requested *models* belongs to that model.
         """
         window = self.window(doubt, SLACK)
         alike = [one for one in self.logged if (one.route, one.model) == (doubt.route, doubt.model)]
@@ -317,7 +317,7 @@ class Records:
                 paid[key] = Paid.YES
             elif wide[key].is_whole or wide[key].shown:
                 paid[key] = Paid.MAYBE
-            # Else it is switched off, or of another kind: it shows none of the known tasks.
+            # Otherwise the log shows none of the known tasks: it is off, or of another kind.
         return paid
 
     def by_row(self, known: Iterable[Sent], apart: float) -> list[Span]:

@@ -158,7 +158,7 @@ class Submission:
         return self.task
 
     def _wire(self, request: Generation) -> Request:
-        """Return the HTTP request that submits, the address of its webhooks among its secrets."""
+        """Return the HTTP request that submits, with its webhook URL among its secrets."""
         sessions, addresses = self.sessions, self.sessions.addresses
         if self.address is None or addresses is None:
             return build(request, sessions.gateway, sessions.key, sessions.callback_url)

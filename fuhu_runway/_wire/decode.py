@@ -328,7 +328,7 @@ def _reader(dialect: Dialect) -> Callable[[dict[str, Any]], Level]:
         reader, *_ = getattr(field.type, "__metadata__", [None])
         key = dialect.spelling.get(field.name)
         spelled[field.name] = override(rename=key, struct_hook=reader, omit=key is None)
-    # The readers raise nothing, so there are no errors to collect, which would cost CPU.
+    # The readers never raise, so no errors need to be collected, which would cost CPU.
     converter = Converter(detailed_validation=False)
     read = make_dict_structure_fn(Level, converter, **spelled)  # type: ignore[arg-type]
     return lambda part: read(_usual(part), Level)
@@ -411,8 +411,8 @@ def _words(levels: Sequence[Level]) -> dict[TaskState, str]:
     """
     Return the states that a response names, and its word for each.
 
-    The outermost level that has a known status decides: a relay that tries another channel goes on
-    while the upstream that it quotes has failed.
+    The outermost level that has a known status decides: a relay that tries another channel may
+    still be running although the upstream that it quotes has failed.
     """
     outermost: dict[TaskState, str] | None = None
     for level in levels:

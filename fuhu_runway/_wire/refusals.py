@@ -28,7 +28,7 @@ FOREIGN: Final = "a response that is not the gateway's"
 INDEX_PAGE_MARKS: Final = ('id="root"', "id='root'", "id=root", 'id="app"', "id='app'", "id=app")
 """The index page of a gateway's web UI has one of these, and no error page has."""
 NO_METHOD: Final = "not allowed"
-"""What every web server says in its own page with status 405, in lower case."""
+"""The words in every web server's own page for status 405, in lower case."""
 TASK_NOT_EXIST: Final = "task_not_exist"
 CHARGED_CODES: Final = frozenset({"insert_task_failed"})
 """Codes of requests that were charged without a record of their task (api-facts 11 row 7)."""

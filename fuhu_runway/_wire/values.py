@@ -38,7 +38,7 @@ def task_id_in(value: Any) -> str | None:
 
 
 def number_in(value: Any, _type: Any = None) -> float | None:
-    if isinstance(value, bool) or value in (None, ""):  # an error costs more, at each poll
+    if isinstance(value, bool) or value in (None, ""):  # an exception would cost CPU at each poll
         return None
     try:
         number = float(value)

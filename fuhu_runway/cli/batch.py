@@ -89,9 +89,9 @@ def run_with_file(
     file: Path, screen: Screen, work: Callable[[Path, Path], Coroutine[Any, Any, int | None]]
 ) -> int:
     """
-    Run *work* with a file that can be read twice, and the folder where its local paths begin.
+    Run *work* with a file that can be read twice, and the folder of its relative paths.
 
-    What can be read only once, such as stdin, is copied first: that blocks.
+    Input that can be read only once, such as stdin, is copied first, which blocks.
     """
     from fuhu_runway.inputs import spooled
 

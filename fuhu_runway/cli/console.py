@@ -80,7 +80,7 @@ def run(work: Coroutine[Any, Any, int | None], screen: "Screen") -> int:
 
 
 def stopped(screen: "Screen", code: int) -> int:
-    """Show that a signal stopped the command, unless it did so itself; return its exit code."""
+    """Show that a signal stopped the command, unless the command did; return its exit code."""
     if screen.stopped is None:
         screen.stop()
     if screen.json and screen.stopped is not None:
@@ -89,7 +89,7 @@ def stopped(screen: "Screen", code: int) -> int:
 
 
 def fail(error: Exception, screen: "Screen", code: int | None = None) -> int:
-    """Print an error, with --json as an object as well, and return its exit code."""
+    """Print an error (with --json, also as an object), and return its exit code."""
     if len(screen.verbose) > 1:
         write(sys.stderr, redact("".join(traceback.format_exception(error))))
     if isinstance(error, errors.NotSent | errors.NoReply) and screen.address:

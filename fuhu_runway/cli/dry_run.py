@@ -94,7 +94,7 @@ async def dry_run(
 
 
 def _costs(jobs: Sequence[Job]) -> dict[tuple[str, str | None, int | None], float]:
-    """Return the median of what jobs of each kind, model and length cost so far."""
+    """Return the median cost so far of jobs of each kind, model and length."""
     paid = defaultdict[tuple[str, str | None, int | None], list[float]](list)
     for job in jobs:
         if job.points is not None and not job.refunded:

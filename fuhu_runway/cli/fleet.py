@@ -116,8 +116,8 @@ class Work:
         lease: Seconds without a heartbeat after which a worker's jobs go to others.
         grace: Seconds to follow running jobs after Ctrl-C, before they go to others.
         timeout: How long to wait for each clip, in seconds.
-        replace_key: Take up jobs although they were begun with another key, which was revoked. This
-            key must belong to the same account.
+        replace_key: Take up jobs that were begun with another key, which was revoked. The new key
+            must belong to the same account.
     """
 
     out: str = str(OUT)

@@ -1,4 +1,4 @@
-"""From options to what a command works with: an open journal, and a client of the gateway."""
+"""Open what a command works with, as its options say: a journal, and a client of the gateway."""
 
 import contextlib
 import shutil

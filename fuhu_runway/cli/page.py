@@ -1,7 +1,7 @@
 """
 The page of a batch: one HTML file with clips, prompts, points and times.
 
-Rule 1: it needs nothing but the clips beside it: no scripts, and no address anywhere else.
+Rule 1: it needs nothing but the clips beside it: no scripts, and no URLs of other hosts.
 Rule 2: everything that is shown is escaped; most of it comes from a gateway or a file of prompts.
 """
 

@@ -2,7 +2,7 @@
 The command that settles jobs in doubt: accepted, as which task, or not accepted.
 
 Rule 1: nothing is recorded unless all that was said is possible, and the gateway knows the tasks.
-Rule 2: many jobs at once are shown first, and recorded only with `--yes`.
+Rule 2: several jobs at once are listed first, and recorded only with `--yes`.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Decision:
         not_accepted: The jobs were not accepted: the batch may submit them again.
         all_not_accepted: No job was accepted, except those for which `jobs` shows a task; lists
             the jobs, and needs --yes.
-        yes: The jobs that were listed are the right ones.
+        yes: Confirm the jobs that were listed.
     """
 
     found: bool = False

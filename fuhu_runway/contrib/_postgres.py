@@ -117,8 +117,8 @@ DOUBT: Final = (
 """Sent before the connection is closed."""
 
 ANSWER: Final = 25.0
-"""Seconds in which the server has to answer a statement, which it ends itself after 20. If more, a
-network that acknowledges packets and delivers none is noticed later.
+"""How long the server may take to answer, in seconds; it cancels a statement itself after 20. If
+more, a network that acknowledges packets but delivers none is noticed later.
 """
 
 REASONS: Final[Mapping[str, str]] = {
@@ -187,7 +187,7 @@ def answered(wire: PGconn, statement: PQGen[T]) -> PQGen[T]:
         wanted = next(statement)
         while True:
             ready = yield wanted
-            # A connection that listens for notifications is idle, and waits for any time.
+            # A connection that listens for notifications is idle, and may wait without limit.
             if time.monotonic() > until and wire.transaction_status == TransactionStatus.ACTIVE:
                 wire.finish()
                 raise psycopg.OperationalError("timeout: the server has not answered")

@@ -350,7 +350,7 @@ class Fleet:
         """
         Cancel a job that was not sent, or stop following its task.
 
-        Waits until its worker has let go of it, or has been silent for `lease` seconds.
+        Waits until its worker has let go of it, or has sent no heartbeat for `lease` seconds.
 
         Args:
             name: Its key or its custom id.
@@ -382,7 +382,7 @@ class Fleet:
         The tasks of the fleet, for your own procrastinate `App`.
 
         `app.add_tasks_from(fleet.blueprint, namespace="fuhu")`; its worker has to take the queue
-        `fuhu`, with `delete_jobs="always"`, inside of `async with fleet`, and to send a heartbeat
+        `fuhu`, with `delete_jobs="always"`, inside `async with fleet`, and to send a heartbeat
         several times per `lease`. If its heartbeats do not reach the database for that long, its
         jobs are returned to the queue, once the ids of what was paid for are written; the process
         goes on.
@@ -481,7 +481,7 @@ class Fleet:
                 "api_key",
                 "The other workers of this fleet have another API key, or another gateway.",
                 "Use the same key and gateway, or wait until its jobs are done. If that key no "
-                "longer works, replace it by another one of the same account (replace_key=True, or "
+                "longer works, replace it with another of the same account (replace_key=True, or "
                 "--replace-key).",
             )
         await self._queue.set("key", mark)

@@ -156,7 +156,7 @@ class Chunked(Fault):
 
 @attrs.frozen
 class UntilClose(Fault):
-    """The normal response without any length: its end is the end of the connection."""
+    """The normal response without a length: it ends when the connection is closed."""
 
     #: How many bytes of the body are sent; None sends all.
     after_bytes: int | None = None

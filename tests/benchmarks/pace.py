@@ -1,10 +1,10 @@
 """
-How much gets through, and how much is refused: our pace beside AIMD, repeating and the best sender.
+How much gets through, and how much is refused: our pace, AIMD, retries only and the best sender.
 
-A discrete-event simulation: 60 callers who always want to send, 180 s, and 0.2 s for each answer,
-give or take a tenth. A refused request is repeated by its caller after its Retry-After, else after
-full jitter as in `RetryPolicy`, however often. `share` is what was accepted over what the best
-sender gets accepted: one who knows when the gateway will accept, and repeats at once. Medians of
+A discrete-event simulation: 60 callers that always want to send, for 180 s, with 0.2 s for each
+response, give or take a tenth. A refused request is retried after its Retry-After, otherwise after
+full jitter as in `RetryPolicy`, without limit. `share` is the number of accepted requests divided
+by that of the best sender, which knows when the gateway will accept and retries at once. Medians of
 five seeds. A second table shows how two clients with one key share, by the latency of each.
 Exit status 1 if a goal is missed.
 """
@@ -33,7 +33,7 @@ CALLERS: Final = 60
 LATENCY: Final = 0.2
 SECONDS: Final = 180.0
 SPREAD: Final = 0.1
-"""Without it, two clients can keep step for minutes, so that one of them gets nothing."""
+"""By which part latencies vary; at 0, two clients can keep step, and one of them gets nothing."""
 SEEDS: Final = (1, 2, 3, 4, 5)
 RETRY: Final = RetryPolicy()
 NEARLY: Final = 1e-9
@@ -287,7 +287,7 @@ class Client:
     sender: Sender
     rng: random.Random
     retry_after: float | None
-    #: Until an answer, in seconds, on average.
+    #: Mean time until a response, in seconds.
     latency: float
     #: How often the request of each waiting caller was refused.
     waiting: deque[int]
@@ -357,7 +357,7 @@ class Situation(NamedTuple):
     share: float
     refused: float
     retry_after: float | None = None
-    #: Of each client, in seconds.
+    #: The mean latency of each client, in seconds.
     latencies: tuple[float, ...] = (LATENCY,)
     smallest: float = 0.0
 
@@ -436,7 +436,7 @@ def rows() -> Iterator[tuple[bool, tuple[str, ...]]]:
 
 
 def pairs() -> Iterator[tuple[bool, tuple[str, ...]]]:
-    """Yield whether two clients share fairly, and the row of the table, for each two latencies."""
+    """Yield whether two clients share fairly, and a row of the table, for each two latencies."""
     for latencies in itertools.product((0.1, 0.2, 0.4), repeat=2):
         found = [[run(TWO._replace(latencies=latencies), ours, seed) for seed in SEEDS]]
         found.append([run(FAST._replace(latencies=latencies), ours, seed) for seed in SEEDS])

@@ -279,7 +279,7 @@ async def test_the_pool_of_connections_does_not_log_where_the_database_is(
 
 
 class Lock:
-    """A cipher that is none: it turns the bytes around, and puts its name in front."""
+    """A cipher for tests: it reverses the bytes, and puts its name in front."""
 
     def __init__(self, name: bytes) -> None:
         self.name = name
@@ -777,7 +777,7 @@ async def test_a_worker_that_is_cut_off_ends(
 async def test_a_worker_ends_in_a_network_that_delivers_nothing(
     fleet: Fleet, made: Made, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections that stay open without a sign of the database hold no worker back."""
+    """A worker ends when its lease expires, even if its connections stay open."""
     monkeypatch.setattr(_postgres, "ANSWER", 1.0)
     with relay_to(database_url) as relay:
         away = made(url=f"{relay.url}?connect_timeout=2")
@@ -1031,7 +1031,7 @@ async def test_the_options_of_the_url_hold_for_every_connection(
 async def test_a_worker_ends_if_the_database_refuses_its_statements(
     fleet: Fleet, database_url: str
 ) -> None:
-    """Without the table of workers, nothing can be known of its lease: the error says why."""
+    """Without the table of workers, a worker cannot read its heartbeat; the error says why."""
     async with fleet:
         work = asyncio.create_task(fleet.work(signals=False))
         await happens(lambda: has_worker(fleet))

@@ -81,7 +81,7 @@ def test_every_known_answer_has_an_error() -> None:
 async def test_a_submit_meets_each_known_answer(
     gateway: Simulator, name: str, kind: type[RunwayError]
 ) -> None:
-    """What proves nothing is in doubt and is sent once, even if the job exists."""
+    """If the response proves nothing, the request is in doubt and is sent once."""
     gateway.fault("submit", faults.known(name, accepted=kind is DOUBT), times=None)
     async with quick_client(gateway) as client:
         without_pauses(client)
@@ -97,7 +97,7 @@ PROXIES = ["firewall", "cloudflare_1015", "cloudflare_502", "envoy_reset", "envo
 
 @pytest.mark.parametrize("name", [*PROXIES, "gin_404", "timed_out_in_json", "panic"])
 async def test_a_wait_outlasts_what_proxies_say(gateway: Simulator, name: str) -> None:
-    """A proxy, a firewall and a gateway that crashed end no wait."""
+    """No response of a proxy, a firewall or a crashed gateway ends a wait."""
     gateway.script(faults=[on("feed", faults.known(name), times=3)])
     async with quick_client(gateway) as client:
         without_pauses(client)
@@ -120,7 +120,7 @@ async def test_a_clip_is_made_in_each_shape(shape: str) -> None:
 
 @pytest.mark.parametrize("status", [201, 202, 207, 302, 400, 404, 409, 422, 429, 500, 503])
 async def test_a_task_is_not_lost_under_any_status(gateway: Simulator, status: int) -> None:
-    """A response that names its task is the task, or a doubt with its id; it is sent once."""
+    """If the response names a task, the submit returns it or is in doubt with its id."""
     gateway.fault("submit", Head(status), times=None)
     async with quick_client(gateway) as client:
         try:
@@ -184,7 +184,7 @@ DOWNLOADS: dict[str, Fault] = {
 async def test_a_download_outlasts_each_head(
     gateway: Simulator, fault: Fault, tmp_path: Path
 ) -> None:
-    """The clip is saved whole, or the error is ours and the next download saves it."""
+    """The clip is saved whole, or a `RunwayError` is raised and the next download saves it."""
     gateway.fault("download", fault)
     async with quick_client(gateway) as client:
         clip = await client.run("a kitten")

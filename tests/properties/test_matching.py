@@ -57,7 +57,7 @@ def jobs(draw: st.DrawFn, changed: str = "???") -> list[Job]:
 
 
 def is_lost(job: Job, listed: set[str]) -> bool:
-    """Whether the log lacks the row of a task, which the list shows as it is."""
+    """Whether the log may lack the row of a task: the list shows it with its own prompt."""
     return job.state == "in doubt" and job.sent.route in listed and job.sent.prompt in job.shown
 
 
@@ -86,7 +86,7 @@ def test_nothing_is_paid_twice_and_no_task_has_two_owners(
     history: list[Job], others: list[Listed], visits: list[float], listed: set[str] | None, log: str
 ) -> None:
     """
-    However often it is asked, whatever others do and whichever kinds are listed, it is true.
+    Verdicts hold, however often they are made, whatever others do and whichever kinds are listed.
 
     No more of equal doubts are "not accepted" than really were not; a task has one owner; and a
     doubt gets a task of an equal doubt, or one of another program that looks the same. It gets

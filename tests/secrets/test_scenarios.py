@@ -110,7 +110,7 @@ async def upload(client: Client) -> object:
         return await other.generate(PROMPT, image=PNG)
 
 
-# Calls that the faults of one place happen to, and what makes them.
+# For each place, a call that its faults happen to.
 READS: Final[dict[str, Callable[[Client], Awaitable[object]]]] = {
     "balance": lambda client: client.balance(),
     "tasks": lambda client: client.audit(),
@@ -339,8 +339,9 @@ async def _meet(
     """
     Let faults happen to each kind of request in one place.
 
-    Of *ways* faults in a row, each kind of request meets one: of every row another way, and
-    another one than the kind before. So each kind meets all ways, and all rows.
+    The faults come in groups of *ways*. Each kind of request meets one fault of each group, at a
+    position that moves by one from group to group and from kind to kind. So each kind meets every
+    group, and every position.
     """
     if place in READS:
         # A response may quote the prompt of a live task.

@@ -19,7 +19,7 @@ from fuhu_runway.journal import Journal
 from fuhu_runway.testing import Simulator, faults
 
 INSTANTS: Final = int(os.environ.get("FUHU_TEST_INSTANTS", "20"))
-"""How many servers are stopped, each at another moment."""
+"""How many servers are stopped, each at a different moment."""
 ROUTES: Final = ("start", "wait", "stream")
 
 pytestmark = [

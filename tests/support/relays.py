@@ -1,7 +1,7 @@
 """
 A relay between a program and a Postgres server.
 
-It can be cut off, can swallow answers, and can hold back everything without a sign of it.
+It can close its connections, drop responses, or hold everything back while connections stay open.
 """
 
 import asyncio

@@ -355,7 +355,7 @@ def test_reconcile_names_the_command_for_what_was_found_before(
 
 @pytest.mark.parametrize("command", [["reconcile"], ["audit"], ["resume", "--out", "clips"]])
 def test_a_simulated_gateway_does_not_claim_a_journal(run: Run, command: list[str]) -> None:
-    """Of a journal that no simulated batch has used, nothing is found out, and nothing is kept."""
+    """A journal that no simulated batch has used is refused, and no simulated gateway is made."""
     Path("clips").mkdir()
     Path(PATH).touch()
     name, *options = command

@@ -97,7 +97,7 @@ def test_a_job_in_doubt_shows_where_it_came_from(run: Run, gateway: GatewayThrea
 
 
 def test_jobs_offers_what_can_be_done_at_once(run: Run) -> None:
-    """Deciding for all is offered if there are several; a simulated gateway has its own lists."""
+    """Deciding for all is offered if there are several jobs, with the options for the gateway."""
     doubts(a=None, b="t-1")
     assert "--all-not-accepted" not in run("jobs", PATH).err
     doubts(c=None)

@@ -514,7 +514,7 @@ def test_a_known_task_of_another_model_does_not_explain_a_charge_away() -> None:
 
 
 def test_an_uncharged_task_of_an_equal_doubt_forbids_not_accepted() -> None:
-    """The later of two equal doubts may have the task without a charge, which is older."""
+    """The older task, which has no charge, may belong to the later of two equal doubts."""
     later = attrs.evolve(DOUBT, key="later", sent_at=1100.0)
     second = attrs.evolve(KITTEN, task_id="t-second", created_at=1103.0)
     verdicts = decide([DOUBT, later], records(KITTEN, second, charges=(990.5, 1103.0)))
@@ -523,7 +523,7 @@ def test_an_uncharged_task_of_an_equal_doubt_forbids_not_accepted() -> None:
 
 
 def test_an_uncertain_task_of_an_equal_doubt_forbids_not_accepted() -> None:
-    """The older kitten may have the charge of its second, or a puppy has; it may be the later's."""
+    """The older task, whose charge may be a puppy's, may be that of the later equal doubt."""
     later = attrs.evolve(DOUBT, key="later", sent_at=1100.0)
     puppy = attrs.evolve(DOUBT, key="puppy", fingerprint="puppy 16:9", prompt="puppy")
     second = attrs.evolve(KITTEN, task_id="t-second", created_at=1103.0)

@@ -926,7 +926,7 @@ def test_the_faults_come_without_the_simulator() -> None:
             lambda: Simulator().fault("submit", faults.Drop(), seconds=-5),
             "seconds=-5 is less than 0",
         ),
-        (lambda: Simulator().script(42), "42 is no prompt, no pattern and no function"),
+        (lambda: Simulator().script(42), "42 is not a prompt, a pattern or a function"),
         (lambda: Simulator().script(reason=5), "reason=5 is not text, or None"),
         (lambda: Simulator().script(queued=2), "queued=2 is not a number from 0 to 1"),
         (lambda: Simulator().script(hidden=-1), "hidden=-1 is not a number from 0 to"),

@@ -106,7 +106,7 @@ def test_answers_differ_exactly_at_each_change(script: Script) -> None:
 
 
 def test_one_percent_needs_no_list() -> None:
-    """A single percent is that of the whole time."""
+    """A single percentage holds for the whole time."""
     assert Script(progress=42).progress == (42,)  # type: ignore[arg-type]
 
 

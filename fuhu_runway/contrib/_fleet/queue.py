@@ -151,7 +151,7 @@ SELECT id, lock FROM procrastinate_jobs
  WHERE worker_id = %(worker_id)s AND status = 'doing' AND id <> ALL (%(known)s::bigint[])
 """
 
-# Without an id, because it has had no job yet, the reply says only that the database is there.
+# A worker without a job so far has no id; then the reply shows only that the database is there.
 _HEARTBEAT_AGE: Final = """
 SELECT coalesce(extract(epoch FROM now() - w.last_heartbeat)::float8,
                 CASE WHEN g.id IS NULL THEN 0 ELSE 'infinity'::float8 END) AS age
@@ -172,7 +172,7 @@ SELECT p.state, extract(epoch FROM clock_timestamp())::float8 AS now
 
 
 class Connection(psycopg.AsyncConnection[Any]):
-    """A connection of the pool, which logs it; it is lost if the server does not answer in time."""
+    """A connection of the pool; it is closed if the server does not answer in time."""
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Return the result of a statement; psycopg calls this."""
@@ -201,7 +201,7 @@ async def _configure(connection: Any) -> None:
 class Connector(procrastinate.PsycopgConnector):
     """procrastinate's connector, which waits while the database cannot be reached."""
 
-    #: Whether calls fail at once, because this worker's lease is over and others have its jobs.
+    #: Whether calls fail at once, because this worker's lease has expired.
     has_expired = False
     #: Whether the log says that the database cannot be reached.
     _is_gone = False
@@ -317,7 +317,7 @@ class Queue:
             name=QUEUE,
             min_size=1,
             max_size=4,
-            # For a connection of the pool: a worker whose lease has expired ends after that.
+            # For a connection of the pool; a worker whose lease has expired waits so long to end.
             timeout=2.0,
         )
         self.app = procrastinate.App(connector=self.connector)
@@ -532,7 +532,7 @@ class Queue:
         return int((await self.connector.execute_query_one_async(_LEFT))["number"])
 
     async def workers(self) -> list[dict[str, Any]]:
-        """Return the workers, how long they were silent, and how many jobs they hold."""
+        """Return the workers, the age of their last heartbeat, and how many jobs they hold."""
         return await self.connector.execute_query_all_async(_WORKERS)
 
     async def entries(self) -> dict[str, int]:

@@ -79,7 +79,7 @@ def _opened(body: bytes, cipher: Cipher | None) -> bytes:
         try:
             return cipher.decrypt(body)
         except Exception as error:  # noqa: BLE001  (each kind of cipher has its own)
-            reason = f"and the cipher of this worker does not open it ({type(error).__name__})"
+            reason = f"and the cipher of this worker cannot decrypt it ({type(error).__name__})"
     raise usage_error(
         "cipher",
         f"The request is encrypted, {reason}.",

@@ -3,8 +3,8 @@ One worker: it takes jobs from the queue, and its client carries them out.
 
 Rule 1: an entry of the queue is removed once the journal says how its job ended. Otherwise the job
 is delivered again.
-Rule 2: a worker whose lease has expired, since the database has had no heartbeat of it for that
-long, ends: others have its jobs by then. Before that, it writes the ids of what it has paid for.
+Rule 2: a worker ends once its lease has expired, that is, once the database has had no heartbeat of
+it for that long: others have its jobs by then. First it writes the ids of what it has paid for.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ class Worker:
     _started: set[str] = attrs.field(init=False, factory=set)
     #: Its id in procrastinate's table; known with the first entry.
     _id: int | None = attrs.field(init=False, default=None)
-    #: What notices that its lease expires; None unless it works.
+    #: Ends when the lease expires; None unless the worker runs.
     _fence: "asyncio.Task[None] | None" = attrs.field(init=False, default=None)
     _turn: asyncio.Lock = attrs.field(init=False, factory=asyncio.Lock)
     _paused_until: float = attrs.field(init=False, default=0.0)
@@ -115,7 +115,7 @@ class Worker:
             if working.done():
                 working.result()
                 return
-            fence.result()  # which raises what the database refuses
+            fence.result()  # raises if the database refused the statement
             self.queue.connector.has_expired = True
             working.cancel()
             await self._let_go()
@@ -151,7 +151,7 @@ class Worker:
                 async with asyncio.timeout_at(beat_at + self.lease):
                     sent_at = loop.time()
                     beat_at = sent_at - await self.queue.heartbeat_age(self._id)
-                    await asyncio.sleep(self.lease / 6)  # of two heartbeats, none is missed
+                    await asyncio.sleep(self.lease / 6)  # twice per heartbeat, so none is missed
 
     async def _let_go(self) -> None:
         """Send nothing more, and write the ids of what was paid for, however long that takes."""
@@ -168,7 +168,7 @@ class Worker:
                 break
 
     async def _let_go_in_time(self) -> None:
-        """End this part of the user's App, which goes on, when its lease expires."""
+        """Stop this part of the user's App when its lease expires; the App itself continues."""
         await self._lease_expires()
         await self._let_go()
 

@@ -36,7 +36,7 @@ UNITS_PER_DOLLAR: Final = 500_000
 POINTS_PER_DOLLAR: Final = 100.0
 
 
-# One for all: json.dumps makes an encoder for each call with options.
+# One encoder for all: with options, json.dumps makes a new one for each call.
 ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 

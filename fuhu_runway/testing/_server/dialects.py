@@ -83,7 +83,7 @@ def text_of(moment: Moment, shape: Shape) -> str:
 
 
 class Names(dict[str, str]):
-    """What the names in `replies.toml` stand for, each made when it is used."""
+    """The values of the names in `replies.toml`, each computed when it is used."""
 
     def __init__(self, moment: Moment) -> None:
         super().__init__()

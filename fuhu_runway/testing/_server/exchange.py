@@ -134,7 +134,7 @@ class Visit:
         return response
 
     def dressed(self, reply: Reply) -> Reply:
-        """Return *reply* with the date of the gateway's clock, and with the head of a fault."""
+        """Return *reply* with the date of the gateway's clock, and the head that a fault sets."""
         offset, head = self.store.options.clock_offset, self.head
         other = {name.lower() for name, _ in head.headers}
         headers: dict[str, str | None] = {
@@ -142,7 +142,7 @@ class Visit:
             **dict(head.headers),
         }
         if offset:
-            # Else aiohttp sends the date of this machine.
+            # Otherwise aiohttp sends the date of this machine.
             date = formatdate(math.floor(time.time() + offset), usegmt=True)
             headers = {"Date": date, **headers}
         kept = {name: value for name, value in headers.items() if value is not None}

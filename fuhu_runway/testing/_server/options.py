@@ -13,7 +13,7 @@ MOST: Final = 1_000_000_000
 #: The path of the control API on the first origin. No gateway has such a path.
 CONTROL: Final = "/-"
 Headers = tuple[tuple[str, str | None], ...]
-#: The fields and parameters that have a smallest and a largest value, by these.
+#: The fields and parameters with a smallest and a largest value, by those two values.
 BOUNDED: Final[Mapping[tuple[float, float], tuple[str, ...]]] = {
     (0, 1): ("share", "queued", "weather"),
     (0, 100): ("progress",),

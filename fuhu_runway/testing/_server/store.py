@@ -96,7 +96,7 @@ class Rule:
         if not (
             self.which is None or isinstance(self.which, str | Pattern) or callable(self.which)
         ):
-            raise TypeError(f"{self.which!r} is no prompt, no pattern and no function of the body")
+            raise TypeError(f"{self.which!r} is not a prompt, a pattern or a function of the body")
         # Kept here: a refused submit is retried with the same prompt.
         self.plans = Plans([one for one in self.script.faults if one.where == "submit"])
 

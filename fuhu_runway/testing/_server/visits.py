@@ -36,7 +36,7 @@ HEADERS: Final = (
     "X-Runway-Version",
 )
 
-#: Does the work of a route, with a fault that changes the content of the response or None.
+#: Does the work of a route, with the fault that changes the content of its response, if any.
 Work = Callable[[Visit, Fault | None], Reply]
 
 
