@@ -27,10 +27,10 @@ def note_of(event: Event, now: float) -> Note | None:
     changes: dict[str, Any] = {}
     match event:
         case TaskSettled():
-            changes |= {"points": event.points, "refunded": int(event.refunded)}
             to = JobState.FINISHED
             if event.state is not TaskState.SUCCEEDED:
                 to, changes["error"] = JobState.FAILED, "TaskFailed"
+            changes |= {"points": event.points, "refunded": int(event.refunded)}
         case DownloadFinished(is_saved=True):
             to, changes["file_bytes"] = JobState.SAVED, event.total_bytes
         case ClipHandedOut() | DownloadStarted() | DownloadFinished():

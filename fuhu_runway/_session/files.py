@@ -108,7 +108,7 @@ class Files:
                 self._addresses[local.digest] = address, self.clock.wall() + seconds
                 if len(self._addresses) > MAX_KEPT:
                     del self._addresses[next(iter(self._addresses))]
-        return address
+            return address
 
     async def _upload(
         self,
