@@ -224,7 +224,8 @@ class Transport:
         proxy = self._proxy(request.url)
         sent = None if request.body is None else Body(request.body)
         body, arrived = bytearray(), bytearray()
-        token = _ARRIVED.set(arrived) if is_paid else None
+        if is_paid:
+            _ARRIVED.set(arrived)
         scope = asyncio.timeout(None)
         try:
             async with scope:
@@ -271,9 +272,9 @@ class Transport:
             return failure, TransportCause(said)
         finally:
             self._deadlines.discard(scope)
-            if token is not None:
+            if is_paid:
                 # Otherwise the contexts copied from this one would keep the response in memory.
-                _ARRIVED.reset(token)
+                _ARRIVED.set(bytearray())
 
     def _proxy(self, url: str) -> str | None:
         """Return the proxy for *url*; a borrowed session has its own settings."""
