@@ -148,6 +148,10 @@ class Records:
         """The list by id; the pages of a list that grows meanwhile show some rows twice."""
         return {row.task_id: row for row in self.listed or ()}
 
+    def row_of(self, known: Sent) -> Listed | None:
+        """Return the row of an accepted submission's task; None if it is not listed."""
+        return self.rows.get(known.task_id or "")
+
     @cached_property
     def free(self) -> Sequence[Listed]:
         """The listed tasks without an owner."""
@@ -190,7 +194,7 @@ class Records:
             and start <= one.sent_at
             and (one.accepted_at or one.sent_at) <= end
         ]
-        rows = [self.rows.get(one.task_id or "") for one in alike]
+        rows = [self.row_of(one) for one in alike]
         fits = {
             Fit.NO if row is None else self.fit(one, row)
             for one, row in zip(alike, rows, strict=True)
@@ -210,7 +214,7 @@ class Records:
         return any(
             not one.sent_at - SLACK <= row.created_at <= one.accepted_at + self.late + SLACK
             for one in self.known
-            if (row := self.rows.get(one.task_id or ""))
+            if (row := self.row_of(one))
             and one.is_evidence
             and row.created_at is not None
             and one.accepted_at is not None
@@ -242,7 +246,7 @@ class Records:
     def charged(self, known: Sent) -> Span:
         """Return when an accepted submission was charged, by its own instants and by its row."""
         start, end = known.answered
-        row = self.rows.get(known.task_id or "")
+        row = self.row_of(known)
         if row is None or row.created_at is None:
             return start, end
         return min(start, row.created_at - SECOND), max(end, row.created_at + SECOND)
@@ -322,7 +326,7 @@ class Records:
 
     def by_row(self, known: Iterable[Sent], apart: float) -> list[Span]:
         """Return when accepted submissions were charged, by the rows of their tasks."""
-        rows = [(one, self.rows.get(one.task_id or "")) for one in known]
+        rows = [(one, self.row_of(one)) for one in known]
         return [
             one.answered
             if row is None or row.created_at is None
