@@ -103,7 +103,7 @@ class Simulator:
     #: How many requests that limit allows at once.
     burst: int = attrs.field(default=1, validator=check)
     #: The response to requests above the limit.
-    rate_limit_answer: TooManyRequests = attrs.field(factory=TooManyRequests)
+    rate_limit_response: TooManyRequests = attrs.field(factory=TooManyRequests)
 
     #: Where video URLs point: "cdn", "api", "relative" (to the API, without its origin), or
     #: "redirect" (to the API, which redirects to the CDN).

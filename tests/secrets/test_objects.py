@@ -155,5 +155,5 @@ def test_no_object_of_the_simulator_shows_a_secret() -> None:
     evidence = Evidence()
     evidence.thing(gateway)
     evidence.thing(seen)
-    evidence.thing(testing.faults.Answer(400, LEAKY))
+    evidence.thing(testing.faults.Response(400, LEAKY))
     assert evidence.leaks == []

@@ -133,7 +133,7 @@ class Api:
             raw=visit.raw,
             body=body,
             points=points,
-            is_listed=not isinstance(fault, faults.Answer) or fault.listed,
+            is_listed=not isinstance(fault, faults.Response) or fault.listed,
         )
         visit.made = task
         visit.seen.task_id = task.task_id
@@ -154,9 +154,9 @@ class Api:
         urls = self.files.urls(task)
         moment = task.moment(clock, task.age(now), urls)
         match fault:
-            case faults.Words(status, state):
+            case faults.StatusWords(status, state):
                 moment = attrs.evolve(moment, status_word=status, state_word=state)
-            case faults.Blank():
+            case faults.EmptyFields():
                 moment = attrs.evolve(moment, blank=True)
             case faults.VideoUrl(url) if moment.video_url is not None:
                 moment = attrs.evolve(moment, video_url=url)
@@ -170,7 +170,7 @@ class Api:
         return self._reply(moment, task.script.dialect or dialect, fault)
 
     def _reply(self, moment: Moment, dialect: str, fault: Fault | None) -> Reply:
-        if isinstance(fault, faults.Speaks):
+        if isinstance(fault, faults.OtherDialect):
             dialect = fault.dialect
         body, content_type = _dialects.render(moment, dialect, self._random)
         return Reply(200, body, {"Content-Type": content_type})
@@ -198,7 +198,7 @@ class Api:
         account = self._account_of_key(_key(visit, style))
         if account.bucket is not None and not account.bucket.take(visit.seen.at):
             self.store.limited += 1
-            raise Refused(too_many_requests(self.options.rate_limit_answer))
+            raise Refused(too_many_requests(self.options.rate_limit_response))
         return account
 
     def _account_of_key(self, key: str | None) -> Account:
