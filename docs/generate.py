@@ -798,7 +798,7 @@ def simulated_shapes() -> str:
     return table(("Name", "What it is"), ((code(name), one.help) for name, one in SHAPES.items()))
 
 
-def known_answers() -> str:
+def known_responses() -> str:
     """Return one line for each response that says nothing about a task."""
     return table(
         ("Name", "Status", "Its beginning"),
@@ -902,7 +902,7 @@ def _control_section(command: Command) -> str:
     if command.fields:
         where = "Filters, in the query:" if command.method == "GET" else "Fields of the body:"
         parts += [where, _control_fields(command.fields)]
-    names, each = command.answer, "The response:"
+    names, each = command.response, "The response:"
     if names is Simulator:
         names = _control_options()
     elif isinstance(names, type):
@@ -1049,7 +1049,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         journal_migrations,
         simulated_dialects,
         simulated_shapes,
-        known_answers,
+        known_responses,
         fault_places,
         commands,
         control_commands,

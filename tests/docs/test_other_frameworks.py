@@ -72,7 +72,7 @@ def test_the_curl_commands_work(tmp_path: Path) -> None:
         "sh", "-c", block("sh", "Use it from the shell"), folder=tmp_path, path=str(command.parent)
     )
     assert done.returncode == 0, done.stderr
-    assert "no answer\n" in done.stdout
+    assert "no response\n" in done.stdout
     assert '"answered": false' in done.stdout
     assert '"field": "times", "value": 0' in done.stdout
 

@@ -88,7 +88,7 @@ def check_record(record: TaskRecord) -> None:
     for moment in (record.created_at, record.updated_at):
         assert moment is None or moment.tzinfo is not None
     assert isinstance(record.refunded, bool)
-    assert hash(record) == hash(attrs.evolve(record, answer=b""))
+    assert hash(record) == hash(attrs.evolve(record, body=b""))
 
 
 def check_page(page: TaskPage) -> None:

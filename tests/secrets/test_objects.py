@@ -72,7 +72,7 @@ RECORD: Final = TaskRecord(
     prompt=PROMPT,
     prompt_en=PROMPT,
     message=LEAKY,
-    answer=LEAKY.encode(),
+    body=LEAKY.encode(),
 )
 TASK: Final = Task(CLIENT._sessions, "t-1", request=REQUEST, record=RECORD)
 CLIP: Final = Clip(CLIENT, TASK, RECORD)

@@ -851,5 +851,5 @@ async def test_each_answer_has_what_the_reference_says(
     answer = await caller.result(
         line, bodies.get(command.path) if command.method == "POST" else None
     )
-    if isinstance(command.answer, dict):
-        assert answer.keys() == command.answer.keys()
+    if isinstance(command.response, dict):
+        assert answer.keys() == command.response.keys()

@@ -167,7 +167,7 @@ class Worker:
                 await self.journal.flush()
                 break
 
-    async def _let_go_in_time(self) -> None:
+    async def _let_go_at_expiry(self) -> None:
         """Stop this part of the user's App when its lease expires; the App itself continues."""
         await self._lease_expires()
         await self._let_go()
@@ -203,7 +203,7 @@ class Worker:
         self._running.add(job.id)
         self._id = job.worker_id
         if self._fence is None:
-            self._fence = asyncio.create_task(self._let_go_in_time())
+            self._fence = asyncio.create_task(self._let_go_at_expiry())
         try:
             await self._carry_out(key, job.attempts)
         except asyncio.CancelledError:

@@ -82,7 +82,7 @@ class Files:
             if named == "file" and isinstance(body, bytes) and body:
                 name = f"{len(self.uploads) + 1:030}"
                 self.uploads[name] = Reply(200, body, {"Content-Type": part.get_content_type()})
-                answer = {
+                row = {
                     "id": f"file-{name[-24:]}",
                     "object": "file",
                     "bytes": len(body),
@@ -90,7 +90,7 @@ class Files:
                     "filename": part.get_filename("file"),
                     "url": f"{self.origins['cdn']}{UPLOADS}/{name}",
                 }
-                return json_reply(answer)
+                return json_reply(row)
         message = "file is required"
         return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 400)
 
