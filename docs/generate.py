@@ -24,7 +24,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import _addresses, callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
-from fuhu_runway._http.retry import MAY_REPEAT, ladder
+from fuhu_runway._http.retry import MAY_REPEAT, exponential_intervals
 from fuhu_runway._journal.schema import MIGRATIONS, SCHEMA
 from fuhu_runway._waiting import poller
 from fuhu_runway._wire import tables as facts
@@ -607,7 +607,7 @@ def _statuses(statuses: frozenset[int]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def repeating() -> str:
+def retries() -> str:
     """Return, for each fate, what a free and a paid request do."""
     told = meanings("fuhu_runway.errors", "Fate")
     return table(
@@ -641,7 +641,7 @@ def _errors_of(fate: errors.Fate) -> list[type[errors.RunwayError]]:
 def delays() -> str:
     """Return the pauses between the attempts of one request, under the default policy."""
     policy = RetryPolicy()
-    steps = ladder(policy.first, policy.factor, policy.max_delay)
+    steps = exponential_intervals(policy.first, policy.factor, policy.max_delay)
     pauses = [steps[min(step, len(steps) - 1)] for step in range(policy.attempts - 1)]
     return table(
         ("Before attempt", "Random pause"),
@@ -652,7 +652,7 @@ def delays() -> str:
 def polls() -> str:
     """Return when the first polls of a task are due, under the default policy."""
     policy = PollPolicy()
-    steps = ladder(policy.first, policy.factor, policy.max_interval)
+    steps = exponential_intervals(policy.first, policy.factor, policy.max_interval)
     shown = [*steps, steps[-1]]
     at = [sum(shown[: number + 1]) for number in range(len(shown))]
     return table(
@@ -1036,7 +1036,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         states,
         sources,
         refusals,
-        repeating,
+        retries,
         delays,
         polls,
         pacing,

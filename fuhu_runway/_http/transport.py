@@ -41,7 +41,7 @@ from fuhu_runway.models import RetryPolicy, Timeouts, usage_error
 from .deadlines import Deadlines
 from .failures import NEVER_ARRIVED, TransportCause, failure_of
 from .limiter import RateLimiter
-from .retry import repeat
+from .retry import with_retries
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Transport:
             NoReply: No attempt got a response.
             RunwayError: As raised by *read*.
         """
-        return await repeat(
+        return await with_retries(
             lambda: self.once(request, read),
             request.endpoint,
             self._retry,
@@ -134,7 +134,7 @@ class Transport:
             async with self.until_closed():
                 return await self.send_and_read(request, read, None)
 
-        return await repeat(attempt, request.endpoint, self._retry, self.pause, self._hooks)
+        return await with_retries(attempt, request.endpoint, self._retry, self.pause, self._hooks)
 
     async def pause(self, delay: float) -> None:
         """Sleep before a retry. Closing ends the sleep and the retry, with a `UsageError`."""
