@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import attrs
+from cyclopts import Parameter
 
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import usage_error
 
-from .console import Screen, complain, number, one_line
+from .console import RESULT, Screen, complain, number, one_line
 from .make import open_command
 from .options import IN_RESULT, WHOLE, Access, Saving, Target
 
@@ -22,11 +23,26 @@ FILE: Final = Path("first-clip.mp4")
 """Where the clip is saved by default: a second one is refused before it is paid for."""
 
 
+@Parameter(name="*", group=RESULT)
+@attrs.frozen(kw_only=True)
+class FirstClipSaving(Saving):
+    """
+    Where the first clip is saved.
+
+    Args:
+        output_file: File to save the clip in; by default first-clip.mp4.
+    """
+
+    output_file: Annotated[Path | None, Parameter(name=("--output", "-o"), show_default=False)] = (
+        FILE
+    )
+
+
 async def doctor(
     *,
     spend: Annotated[int | None, WHOLE] = None,
     record: Annotated[Path | None, IN_RESULT] = None,
-    saving: Saving = Saving(),
+    saving: FirstClipSaving = FirstClipSaving(),
     screen: Screen = Screen(),
     access: Access = Access(),
 ) -> int:
@@ -34,7 +50,6 @@ async def doctor(
     Check that the key, the address and the gateway fit together, and say what to change if not.
 
     Free, unless --spend is given: it polls a task that cannot exist, and requests the balance.
-    With --spend 1, the clip is saved as first-clip.mp4, or as --output says.
 
     Args:
         spend: If a clip can be made, pay for this many: only 1 is allowed, of five seconds.
@@ -44,7 +59,6 @@ async def doctor(
 
     if spend not in {None, 1}:
         raise usage_error("spend", "--spend makes one clip and no more.", "Use --spend 1.")
-    saving = attrs.evolve(saving, output_file=saving.output_file or FILE)
     if spend:
         saving.check(None)
     if record is not None:

@@ -20,6 +20,8 @@ from fuhu_runway._redact import redact
 from fuhu_runway.models import usage_error
 
 _OPTION: Final = re.compile(r"--?[a-z][\w-]*(=.*)?", re.IGNORECASE | re.DOTALL)
+_NOT_CONVERTED: Final = re.compile(r"unable to convert (.*) into (float|datetime)\.", re.DOTALL)
+_TYPES: Final = {"float": "number", "datetime": "date"}
 _COMMAND: Final = re.compile(r"[a-z-]{1,20}", re.IGNORECASE)
 
 
@@ -27,7 +29,7 @@ def explained(error: CycloptsError) -> errors.UsageError:
     """Return what is wrong with the arguments, without the words that may be a prompt or a key."""
     command = " ".join(["fuhu-runway", *(error.command_chain or ())])
     tokens = error.root_input_tokens or ()
-    text = str(error)
+    text = _NOT_CONVERTED.sub(lambda found: f"{found[1]} is not a {_TYPES[found[2]]}.", str(error))
     match error:
         case TooManyError() | UnknownOptionError() if "--" in tokens:
             text = "There are too many arguments after --. Put options before it."

@@ -624,6 +624,7 @@ def test_the_key_may_come_from_a_file(
         (["restyle", VIDEO, PROMPT, "--seconds", "4.6"], "--seconds: it is not a whole number"),
         (["act", VIDEO, IMAGE, "--motion-multiplier", "2.5"], "it is not a whole number"),
         (["batch", "p.txt", "--out", "c", "--in-flight", "2.5"], "it is not a whole number"),
+        (["simulate", "--speed", "fast"], '--speed: "fast" is not a number.'),
         (["enerate", PROMPT], '"generate"'),
         ([PROMPT], "Available commands: generate, restyle"),
         (["-v"], "Unknown command"),

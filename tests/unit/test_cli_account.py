@@ -191,7 +191,7 @@ def test_audit_looks_since_a_date(run: Run, gateway: GatewayThread) -> None:
         (["--adopt", "--ignore"], "not both"),
         (["t-1"], "audit needs either --adopt or --ignore"),
         (["t-1", "--adopt"], "does not list a task t-1"),
-        (["--since", "yesterday"], "--since"),
+        (["--since", "yesterday"], '"yesterday" is not a date.'),
     ],
 )
 def test_a_wrong_audit_changes_nothing(
