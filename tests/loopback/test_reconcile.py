@@ -19,6 +19,7 @@ from fuhu_runway._clock import LoopClock
 from fuhu_runway._session.matching import Reason
 from fuhu_runway.account import Left, Reconciliation
 from fuhu_runway.hooks import (
+    CallbackReceived,
     DoubtSettled,
     ReconciliationFailed,
     SubmissionDoubted,
@@ -573,6 +574,55 @@ async def test_a_receiver_and_an_account_find_the_same_task(gateway: Simulator) 
             app.drops_webhooks = False
             assert await task.wait()
             assert client.unfinished == ()
+
+
+async def test_a_doubt_that_a_webhook_settled_is_none(
+    gateway: Simulator, journal: Path | None
+) -> None:
+    """Its task has an owner, so that `reconcile` finds it no second time, nor for another."""
+    gateway.fault("submit", NEVER_SENT)
+    gateway.fault("submit", LOST)
+    async with (
+        receiving() as app,
+        client_of(gateway, callbacks=app.receiver, account=None, journal=journal) as client,
+    ):
+        await in_doubt(client, custom_id="one")
+        await in_doubt(client, custom_id="two")
+        await until(lambda: client.unfinished)
+        (task,) = client.unfinished
+        await task.wait()
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        assert (await reason_left(client)).custom_id == "one"
+        assert await client.find("one") is None
+        assert await client.find("two") is task
+        assert client.unfinished == ()
+
+
+async def test_a_webhook_after_a_reconciliation_is_one_like_any_other(
+    gateway: Simulator, journal: Path | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It finds no task a second time: that one is followed."""
+    gateway.script("a kitten", takes=30_000)  # 30 s
+    gateway.fault("submit", LOST)
+    recorder = EventRecorder()
+    async with (
+        receiving() as app,
+        client_of(
+            gateway, callbacks=app.receiver, account=None, journal=journal, hooks=[recorder]
+        ) as client,
+    ):
+        app.drops_webhooks = True
+        await in_doubt(client, custom_id="one")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        assert len((await client.reconcile()).found) == 1
+        app.drops_webhooks = False
+        task = await client.find("one")
+        assert task
+        await task.wait()
+        await until(lambda: recorder.all(CallbackReceived))
+        assert client.unfinished == ()
+        assert len(recorder.all(SubmissionFound)) == 1
+    assert [line for line in caplog.records if line.levelname == "ERROR"] == []
 
 
 async def test_a_feed_that_shows_no_prompt_leaves_the_doubt(gateway: Simulator) -> None:
