@@ -26,7 +26,7 @@ from fuhu_runway.hooks import (
     SubmissionFound,
     SubmissionUnclaimed,
 )
-from fuhu_runway.journal import CHARGE, Job, JobState
+from fuhu_runway.journal import CHARGE, Job, JobState, Journal
 from fuhu_runway.testing import AccountLists, Simulator, faults
 
 pytestmark = pytest.mark.usefixtures("virtual")
@@ -535,6 +535,45 @@ async def test_what_a_person_settles_meanwhile_is_theirs(
         assert await report == Reconciliation()
         (job,) = await client.journal.jobs()
         assert job.proof == "person"
+
+
+async def test_what_a_person_settles_holds_for_the_name(gateway: Simulator, tmp_path: Path) -> None:
+    """The process that remembers the doubt returns the task that a person named."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, journal=tmp_path / "j.db") as client:
+        await in_doubt(client, custom_id="order-7")
+        assert client.journal is not None
+        await client.journal.resolve("order-7", task_id=gateway.tasks[0].task_id)
+        task = await client.generate("a kitten", custom_id="order-7")
+        assert [task.id] == [one.task_id for one in gateway.tasks]
+
+
+class Cancelling(Journal):
+    """A journal whose caller is cancelled as soon as a job is settled."""
+
+    async def resolve(self, *args: Any, **options: Any) -> Job:
+        job = await super().resolve(*args, **options)
+        self.caller.cancel()
+        await asyncio.sleep(0)
+        return job
+
+    caller: "asyncio.Task[Reconciliation]"
+
+
+async def test_a_cancelled_reconciliation_keeps_what_it_found(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """A decision that is on disk takes effect: the task is on the list of unfinished ones."""
+    gateway.fault("submit", LOST)
+    journal = Cancelling(tmp_path / "j.db")
+    async with client_of(gateway, account=None, journal=journal) as client:
+        await in_doubt(client)
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        journal.caller = asyncio.ensure_future(client.reconcile())
+        with pytest.raises(asyncio.CancelledError):
+            await journal.caller
+        await until(lambda: client.unfinished)
+    await journal.aclose()
 
 
 async def test_closing_ends_a_reconciliation(gateway: Simulator) -> None:
