@@ -135,10 +135,11 @@ def interpreter(session: nox.Session) -> None:
 def floors(session: nox.Session) -> None:
     """Every test with the oldest dependencies we admit."""
     declared = PYPROJECT["project"]
-    doors = [declared["optional-dependencies"][name] for name in ("cli", "fleet", "otel", "store")]
+    extras = declared["optional-dependencies"]
+    optional = [extras[name] for name in ("cli", "fleet", "otel", "store")]
     # The SDK goes with the API of its own version only.
-    doors.append(nox.project.dependency_groups(PYPROJECT, "telemetry"))
-    oldest = [*declared["dependencies"], *itertools.chain(*doors)]
+    optional.append(nox.project.dependency_groups(PYPROJECT, "telemetry"))
+    oldest = [*declared["dependencies"], *itertools.chain(*optional)]
     install(session, "pages", "telemetry", "test", extras=EXTRAS)
     session.install(*(requirement.replace(">=", "==") for requirement in oldest))
     # pytest-aiohttp needs a newer aiohttp than we do.

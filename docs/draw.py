@@ -326,7 +326,7 @@ def job_states() -> str:
         text(360, 130, "task id", SOFT, size=11),
         text(180, 122, "send", SOFT, size=11),
         text(180, 166, "not sent", SOFT, size=11),
-        text(278, 192, "no clear answer", SOFT, "start", 11),
+        text(278, 192, "no clear response", SOFT, "start", 11),
         text(272, 96, "refused", SOFT, size=11),
         text(450, 96, "task failed", SOFT, size=11),
     )

@@ -24,7 +24,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 from fuhu_runway import _addresses, callbacks, errors, hooks
 from fuhu_runway._http import limiter as pace
-from fuhu_runway._http.retry import MAY_REPEAT, ladder
+from fuhu_runway._http.retry import MAY_REPEAT, exponential_intervals
 from fuhu_runway._journal.schema import MIGRATIONS, SCHEMA
 from fuhu_runway._waiting import poller
 from fuhu_runway._wire import tables as facts
@@ -607,7 +607,7 @@ def _statuses(statuses: frozenset[int]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def repeating() -> str:
+def retries() -> str:
     """Return, for each fate, what a free and a paid request do."""
     told = meanings("fuhu_runway.errors", "Fate")
     return table(
@@ -641,7 +641,7 @@ def _errors_of(fate: errors.Fate) -> list[type[errors.RunwayError]]:
 def delays() -> str:
     """Return the pauses between the attempts of one request, under the default policy."""
     policy = RetryPolicy()
-    steps = ladder(policy.first, policy.factor, policy.max_delay)
+    steps = exponential_intervals(policy.first, policy.factor, policy.max_delay)
     pauses = [steps[min(step, len(steps) - 1)] for step in range(policy.attempts - 1)]
     return table(
         ("Before attempt", "Random pause"),
@@ -652,7 +652,7 @@ def delays() -> str:
 def polls() -> str:
     """Return when the first polls of a task are due, under the default policy."""
     policy = PollPolicy()
-    steps = ladder(policy.first, policy.factor, policy.max_interval)
+    steps = exponential_intervals(policy.first, policy.factor, policy.max_interval)
     shown = [*steps, steps[-1]]
     at = [sum(shown[: number + 1]) for number in range(len(shown))]
     return table(
@@ -798,7 +798,7 @@ def simulated_shapes() -> str:
     return table(("Name", "What it is"), ((code(name), one.help) for name, one in SHAPES.items()))
 
 
-def known_answers() -> str:
+def known_responses() -> str:
     """Return one line for each response that says nothing about a task."""
     return table(
         ("Name", "Status", "Its beginning"),
@@ -902,7 +902,7 @@ def _control_section(command: Command) -> str:
     if command.fields:
         where = "Filters, in the query:" if command.method == "GET" else "Fields of the body:"
         parts += [where, _control_fields(command.fields)]
-    names, each = command.answer, "The response:"
+    names, each = command.response, "The response:"
     if names is Simulator:
         names = _control_options()
     elif isinstance(names, type):
@@ -1036,7 +1036,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         states,
         sources,
         refusals,
-        repeating,
+        retries,
         delays,
         polls,
         pacing,
@@ -1049,7 +1049,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
         journal_migrations,
         simulated_dialects,
         simulated_shapes,
-        known_answers,
+        known_responses,
         fault_places,
         commands,
         control_commands,

@@ -149,7 +149,7 @@ def checked_key(key: str | None) -> str:
         raise usage_error(
             "api_key",
             "There is no key.",
-            f"Give it as api_key, or set the environment variable {KEY_VARIABLE}.",
+            f"Pass it as api_key, or set the environment variable {KEY_VARIABLE}.",
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise usage_error(
@@ -249,7 +249,7 @@ def resolved(gateway: Gateway | str | None, base_url: str | None) -> Gateway:
         raise usage_error(
             "base_url",
             f"The URL of the gateway {row.name!r} is not known.",
-            f"Give it as base_url, or set the environment variable {URL_VARIABLE}.",
+            f"Pass it as base_url, or set the environment variable {URL_VARIABLE}.",
         )
     # With another base_url, the key is not for the gateway's own balance host.
     quota_url = row.quota_url if other is None or row.quota_url is None else url

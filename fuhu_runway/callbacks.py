@@ -91,13 +91,14 @@ class CallbackReceiver:
         self.addresses = Addresses(self._base, key, is_lasting=secret is not None)
         self.safety_net = safety_net
         #: How many responses had each HTTP status.
-        self.answers: Counter[int] = Counter()
+        self.responses: Counter[int] = Counter()
         self._clients: WeakSet[Sessions] = WeakSet()
         self._lock = threading.Lock()
         self._reading = 0
 
     def __repr__(self) -> str:
-        known = ", ".join(f"{count:,} x {status}" for status, count in sorted(self.answers.items()))
+        counts = sorted(self.responses.items())
+        known = ", ".join(f"{count:,} x {status}" for status, count in counts)
         return f"<CallbackReceiver {known or 'nothing received'}>"
 
     def add_routes(self, app: web.Application, path: str | None = None) -> None:
@@ -202,5 +203,5 @@ class CallbackReceiver:
 
     def _counted(self, status: int) -> int:
         with self._lock:
-            self.answers[status] += 1
+            self.responses[status] += 1
         return status

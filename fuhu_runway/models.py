@@ -417,7 +417,7 @@ DEAD_ENDS: Final = (TaskState.FAILED, TaskState.CANCELED)
 
 @frozen
 class TaskRecord:
-    """What one answer says about a task, in one form for every dialect (api-facts 2 and 3)."""
+    """What one response says about a task, in one form for every dialect (api-facts 2 and 3)."""
 
     task_id: str
     state: TaskState
@@ -435,17 +435,17 @@ class TaskRecord:
     refunded: bool = False  #: Whether the points were refunded.
     created_at: datetime | None = None
     updated_at: datetime | None = None  #: May be later than the real end (api-facts 5.6).
-    notes: tuple[str, ...] = ()  #: Contradictions within this answer; usually empty.
-    #: The whole answer as it came; kept as bytes, since thousands of waits each hold a record.
-    answer: bytes = field(default=b"", repr=False, eq=False)
+    notes: tuple[str, ...] = ()  #: Contradictions within this response; usually empty.
+    #: The body of the response as it came; bytes, since thousands of waits each hold a record.
+    body: bytes = field(default=b"", repr=False, eq=False)
 
     @property
     def raw(self) -> Any:
-        """The whole answer as JSON, unknown keys included; None if there is no answer."""
-        return decode(self.answer) if self.answer else None
+        """The body as JSON, unknown keys included; None if there is no body."""
+        return decode(self.body) if self.body else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what may be shown and stored, as JSON has it: no prompt, URL or raw answer."""
+        """Return what may be shown and stored, as JSON has it: no prompt, URL or body."""
         return json_fields(self)
 
     @property
@@ -467,7 +467,7 @@ class Balance:
     used: float | None = None
     total: float | None = None
     unlimited: bool = False  #: The key has no limit of its own.
-    raw: Any = field(default=None, repr=False, eq=False)  #: The whole answer as it came.
+    raw: Any = field(default=None, repr=False, eq=False)  #: The whole response as JSON.
 
     def joined(self, other: Self) -> "Balance":
         """Return one balance from two halves, such as the limit and the usage of a key."""
@@ -534,7 +534,7 @@ class Timeouts:
 
     #: Until the connection is open, TLS included.
     connect: float = field(default=5.0, validator=DURATION)
-    #: Without a byte of a clip, or of the answer to a paid request, of which one took 21 s
+    #: Without a byte of a clip, or of the response to a paid request, of which one took 21 s
     #: (api-facts 1.2); for any other exchange as a whole.
     read: float = field(default=60.0, validator=DURATION)
     #: For a paid exchange as a whole.

@@ -251,7 +251,7 @@ def test_each_refusal_is_in_the_docs(row: Refusal) -> None:
         assert any(code in entry for entry in entries)
 
 
-# Gateways and repeating
+# Gateways and retries
 
 
 @EACH_GATEWAY
@@ -276,7 +276,7 @@ def test_what_may_be_retried_is_what_the_docs_promise(fate: Fate) -> None:
     """Code and page agree on what is retried: never a paid request of unknown fate."""
     promised = RETRIED[fate]
     assert (Replay.FREE in MAY_REPEAT[fate], Replay.PAID in MAY_REPEAT[fate]) == promised
-    (entry,) = [cells for cells in rows_of("repeating") if cells[0] == fate.name]
+    (entry,) = [cells for cells in rows_of("retries") if cells[0] == fate.name]
     assert tuple(cell == "again" for cell in entry[-2:]) == promised
     assert (Fate.UNKNOWN is fate) is ("SubmissionInDoubt" in entry[-1])
 

@@ -91,9 +91,7 @@ class Examination:
         except UsageError as error:
             self.notes.misfit("proxy", error.happened, error.advice)
             return None
-        found = (
-            f"Requests go through {origin_of(proxy)}." if proxy else "None is named for this host."
-        )
+        found = f"Requests go through {origin_of(proxy)}." if proxy else "No proxy is set."
         self.notes.fits("proxy", found)
         return proxy
 

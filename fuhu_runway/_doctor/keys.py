@@ -32,7 +32,7 @@ _AROUND: Final = re.compile(
 def examined_key(key: str | None) -> tuple[str | None, Finding]:
     """Return the key without what does not belong to it, or None, and what is wrong with it."""
     if key is None or not key.strip():
-        advice = f"Set the environment variable {KEY_VARIABLE}, or pass it as api_key."
+        advice = f"Set {KEY_VARIABLE}, or use --api-key-file, or api_key in Python."
         return None, Finding("key", Verdict.MISFIT, "There is no key.", advice)
     faults = [
         (found, advice)

@@ -32,7 +32,7 @@ FASTEST: Final = 1000.0
 TIMER_STEP: Final = 0.001
 """How late timers usually are, in seconds: epoll counts in milliseconds. If more, a user's limit of
 many requests per second is exceeded for a moment; if less, it is not reached."""
-ANSWERS: Final = 5
+RESPONSES: Final = 5
 """Responses that end a round; if more, a slow pace is judged more reliably, but later."""
 ROUND: Final = 0.3
 """Shortest round, in seconds; if longer, the pace rises more slowly and fewer are refused."""
@@ -114,7 +114,7 @@ class Pace:
     _began_at: float = -math.inf
     _counts_since: float = -math.inf
     _has_refusal: bool = False
-    _answers: int = 0
+    _responses: int = 0
     _passed: int = 0
     _in_a_row: int = 0
     #: How long to wait before a single request is tried, in seconds; 0 while some succeed.
@@ -205,7 +205,7 @@ class Pace:
         if rate > self.rate:
             self._next_at = min(self._next_at, now + 1 / rate)
         self.rate, self._began_at, self._counts_since = rate, now, now
-        self._answers = self._passed = 0
+        self._responses = self._passed = 0
         self._has_refusal = bool(self._refused_rate)
 
     def _count(self, sent_at: float, now: float, *, passed: bool) -> None:
@@ -216,30 +216,30 @@ class Pace:
             return  # nothing to decide, and this runs for every poll
         rises = self.rate > self._known
         if not passed and not self._has_refusal:
-            if rises and self._settled and self.rate < ANSWERS / PATIENCE:
+            if rises and self._settled and self.rate < RESPONSES / PATIENCE:
                 self._known = self._settled  # too slow to learn more than that
                 self._settle(now)
             else:  # counts from here: a gateway that allows bursts accepts too much before
                 self._has_refusal, self._counts_since = True, sent_at
-                self._answers = self._passed = 0
+                self._responses = self._passed = 0
             return
-        self._answers += 1
+        self._responses += 1
         self._passed += passed
         if self._refused_rate:
             self._test(now)
             return
-        answers, refused = self._answers, self._answers - self._passed
+        count, refused = self._responses, self._responses - self._passed
         span = sent_at - self._counts_since
         is_quick = self._has_refusal or self._step == 1
-        if answers < ANSWERS or span < (ROUND if is_quick else 2 * ROUND):
+        if count < RESPONSES or span < (ROUND if is_quick else 2 * ROUND):
             return
-        usual = answers * self._usual
+        usual = count * self._usual
         waits = not rises and now < self._rise_at
         # More than four standard deviations above the usual, or more than half, is not chance.
-        if refused > min(usual + 4 * math.sqrt(usual), answers / 2):
-            self._lower(refused / answers, max(1, self._passed) / span, now)
-        elif self._step == 1 or not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
-            self.is_used = answers / span > 0.7 * self.rate
+        if refused > min(usual + 4 * math.sqrt(usual), count / 2):
+            self._lower(refused / count, max(1, self._passed) / span, now)
+        elif self._step == 1 or not self._has_refusal or count >= (20 if waits else 4) * RESPONSES:
+            self.is_used = count / span > 0.7 * self.rate
             if waits or not self.is_used:
                 self._go(self.rate, now)
             else:
@@ -271,9 +271,9 @@ class Pace:
 
     def _test(self, now: float) -> None:
         """Decide whether fewer are refused at half the rate, once there are enough responses."""
-        refused = self._answers - self._passed
-        expected = self._answers * self._refused_part
-        is_clear = expected >= (ANSWERS if refused else ANSWERS / 2)
+        refused = self._responses - self._passed
+        expected = self._responses * self._refused_part
+        is_clear = expected >= (RESPONSES if refused else RESPONSES / 2)
         if not is_clear and now < self._began_at + PATIENCE:
             return
         refused_rate, self._refused_rate = self._refused_rate, 0.0

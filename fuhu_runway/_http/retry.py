@@ -63,7 +63,7 @@ def delays(policy: RetryPolicy) -> Iterator[float]:
     return map(backoff.full_jitter, _exponential(policy.first, policy.factor, policy.max_delay))
 
 
-def ladder(first: float, factor: float, at_most: float) -> tuple[float, ...]:
+def exponential_intervals(first: float, factor: float, at_most: float) -> tuple[float, ...]:
     """Return exponential intervals up to *at_most*; the last one is used from then on."""
     if factor == 1 or first >= at_most:
         return (min(first, at_most),)
@@ -78,7 +78,7 @@ def _exponential(first: float, factor: float, at_most: float) -> Iterator[float]
     return steps
 
 
-async def repeat(
+async def with_retries(
     attempt: Callable[[], Awaitable[T]],
     endpoint: Endpoint,
     policy: RetryPolicy,

@@ -41,11 +41,11 @@ from fuhu_runway.models import RetryPolicy, Timeouts, usage_error
 from .deadlines import Deadlines
 from .failures import NEVER_ARRIVED, TransportCause, failure_of
 from .limiter import RateLimiter
-from .retry import repeat
+from .retry import with_retries
 
 T = TypeVar("T")
 
-MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+MAX_RESPONSE_BYTES: Final = 8 * 1024 * 1024
 """The largest response that is read, in bytes; a task that quotes a picture may have some MB."""
 MAX_CUT_BYTES: Final = 64 * 1024
 """How much of a larger response is kept, in bytes, since it may name a task."""
@@ -114,7 +114,7 @@ class Transport:
             NoReply: No attempt got a response.
             RunwayError: As raised by *read*.
         """
-        return await repeat(
+        return await with_retries(
             lambda: self.once(request, read),
             request.endpoint,
             self._retry,
@@ -123,7 +123,7 @@ class Transport:
             task_id=request.task_id,
         )
 
-    async def call_apart(self, request: Request, read: Callable[[Reply], T]) -> T:
+    async def call_unpaced(self, request: Request, read: Callable[[Reply], T]) -> T:
         """
         Send a free request that has a rate limit of its own at the gateway; see `call`.
 
@@ -132,9 +132,9 @@ class Transport:
 
         async def attempt() -> T:
             async with self.until_closed():
-                return await self.in_turn(request, read, None)
+                return await self.send_and_read(request, read, None)
 
-        return await repeat(attempt, request.endpoint, self._retry, self.pause, self._hooks)
+        return await with_retries(attempt, request.endpoint, self._retry, self.pause, self._hooks)
 
     async def pause(self, delay: float) -> None:
         """Sleep before a retry. Closing ends the sleep and the retry, with a `UsageError`."""
@@ -149,7 +149,7 @@ class Transport:
             UsageError: The transport was closed meanwhile.
         """
         async with self.until_closed(), self._limiter.slot() as sent_at:
-            return await self.in_turn(request, read, sent_at)
+            return await self.send_and_read(request, read, sent_at)
 
     @asynccontextmanager
     async def paid_slot(self) -> AsyncIterator[float]:
@@ -171,7 +171,7 @@ class Transport:
         flight.add_done_callback(self._in_flight.discard)
         return flight
 
-    async def in_turn(
+    async def send_and_read(
         self, request: Request, read: Callable[[Reply], T], sent_at: float | None
     ) -> T:
         """
@@ -181,20 +181,20 @@ class Transport:
         None.
         """
         reply = await self.send(request)
-        answer: T | RunwayError
+        result: T | RunwayError
         try:
-            answer = read(reply)
+            result = read(reply)
         except RunwayError as error:
-            answer = error
-        if sent_at is not None and isinstance(answer, RateLimited):
-            self._limiter.refused(sent_at, answer.retry_after)
+            result = error
+        if sent_at is not None and isinstance(result, RateLimited):
+            self._limiter.refused(sent_at, result.retry_after)
         elif sent_at is not None:
             self._limiter.answered(sent_at)
-        if not isinstance(answer, RunwayError):
-            return answer
+        if not isinstance(result, RunwayError):
+            return result
         # The frames of parsing hold the response, which may quote anything.
         del reply
-        raise drop_frames(answer)
+        raise drop_frames(result)
 
     async def send(self, request: Request) -> Reply:
         """
@@ -205,14 +205,14 @@ class Transport:
             NoReply: It may have arrived, and no complete response came back.
             UsageError: The proxy that the environment names cannot be used; nothing was sent.
         """
-        answer = await self._exchange(request)
-        if isinstance(answer, Reply):
+        outcome = await self._exchange(request)
+        if isinstance(outcome, Reply):
             if self.observer is not None:
-                self.observer(answer)
-            return answer
+                self.observer(outcome)
+            return outcome
         # Here no variable holds the response, and this is outside the clause that caught the
         # library's own error, whose text and frames may quote the address, the key and the body.
-        failure, cause = answer
+        failure, cause = outcome
         raise failure from cause
 
     async def _exchange(self, request: Request) -> "Reply | tuple[RunwayError, TransportCause]":
@@ -246,20 +246,20 @@ class Transport:
                 )
                 try:
                     # Usually the whole body arrives at once, and no further read is needed.
-                    while not response.content.at_eof() and len(body) <= MAX_ANSWER_BYTES:
+                    while not response.content.at_eof() and len(body) <= MAX_RESPONSE_BYTES:
                         body += await response.content.readany()
                 finally:
                     # The response closes itself at the end of its body. `async with` would close
                     # it again, which costs CPU at each poll.
                     if not response.closed:
                         response.close()
-            is_cut = len(body) > MAX_ANSWER_BYTES
+            is_cut = len(body) > MAX_RESPONSE_BYTES
             if is_cut:
                 del body[MAX_CUT_BYTES:]
             # aiohttp drops the body of a status that should have none.
-            answer = bytes(body) or _unframed(arrived)
+            content = bytes(body) or _unframed(arrived)
             return Reply(
-                request, response.status, response.headers, answer, is_cut, self._clock.wall()
+                request, response.status, response.headers, content, is_cut, self._clock.wall()
             )
         # Any exception: a resolver, a codec or a middleware of a borrowed session may raise
         # anything, and what became of the request does not depend on its class.
@@ -550,7 +550,7 @@ class _Recorder(ResponseHandler):
         self._arrived = _ARRIVED.get(bytearray())
 
     def data_received(self, data: bytes) -> None:
-        if len(self._arrived) < MAX_ANSWER_BYTES:
+        if len(self._arrived) < MAX_RESPONSE_BYTES:
             self._arrived += data
         super().data_received(data)
 

@@ -50,7 +50,7 @@ async def account_tasks(
             sessions.gateway, account, since=since + ahead, until=until + ahead, page=number
         )
         hidden = sessions.hiding_handles(wire.hiding(sessions.key))
-        return await sessions.current().transport.call_apart(hidden, read)
+        return await sessions.current().transport.call_unpaced(hidden, read)
 
     first = await page(1)
     seen = ahead if first.server_time is None else first.server_time - arrived_at[-1]
@@ -85,4 +85,4 @@ async def key_log(sessions: "Sessions") -> KeyLog:
     wire = ask_log(sessions.gateway, sessions.key)
     if sessions.account is not None:
         wire = wire.hiding(sessions.account.access_token)
-    return await sessions.current().transport.call_apart(sessions.hiding_handles(wire), read_log)
+    return await sessions.current().transport.call_unpaced(sessions.hiding_handles(wire), read_log)

@@ -93,7 +93,7 @@ class Lists:
         return self.log.starts_at.timestamp()
 
 
-class Listings:
+class ListReader:
     """What one client reads; it remembers the tasks that it has looked up."""
 
     def __init__(self) -> None:

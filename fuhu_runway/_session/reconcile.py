@@ -21,7 +21,7 @@ from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UsageError
 from fuhu_runway.journal import Job, JobState
 from fuhu_runway.models import TaskRecord, TaskState
 
-from .listings import Listings, sent_of
+from .listings import ListReader, sent_of
 from .matching import Reason, Verdict, decide
 from .records import Records
 from .session import Session
@@ -53,7 +53,7 @@ class Reconciler:
     """What one client finds out about its doubts. Its methods take the sessions, which own it."""
 
     def __init__(self) -> None:
-        self._listings = Listings()
+        self._reader = ListReader()
         #: The submissions that search for their own tasks, by the keys of their jobs.
         self._searching: dict[str, Search] = {}
         self._looking: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
@@ -126,7 +126,7 @@ class Reconciler:
         ]
         if not doubts:
             return Reconciliation()
-        lists = await self._listings.read(sessions, doubts, is_search=keys is not None)
+        lists = await self._reader.read(sessions, doubts, is_search=keys is not None)
         if keys is None:
             self._has_log = lists.has_log
         # After the lists: see rule 1 of `listings`.
@@ -134,7 +134,7 @@ class Reconciler:
         jobs = await ledger.jobs(*states)
         still = {job.key for job in jobs if job.state is JobState.IN_DOUBT}
         doubts = [job for job in doubts if job.key in still]
-        records = await self._listings.records(sessions, lists, jobs, is_search=keys is not None)
+        records = await self._reader.records(sessions, lists, jobs, is_search=keys is not None)
         sent = [sent_of(job, lists.offset) for job in doubts]
         verdicts = decide(sent, records)
         if (

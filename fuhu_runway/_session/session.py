@@ -115,12 +115,12 @@ class Session:
         self, request: Request, sent_at: float, known: TaskRecord | None
     ) -> Awaitable[TaskRecord]:
         def read(reply: Reply) -> TaskRecord:
-            if known is not None and reply.status == HTTPStatus.OK and reply.body == known.answer:
+            if known is not None and reply.status == HTTPStatus.OK and reply.body == known.body:
                 return known
             return read_task(reply)
 
         # No retries: the poller polls again at its own intervals.
-        return self.transport.in_turn(request, read, sent_at)
+        return self.transport.send_and_read(request, read, sent_at)
 
     def run(self, action: Coroutine[Any, Any, None]) -> None:
         """Start something in the background, in an empty context; closing cancels it."""

@@ -190,7 +190,7 @@ class Submission:
             self.sent_at = self.sent_at or sessions.settings.clock.now()
             sessions.hooks.emit(events.SubmissionSent(self.number, attempt))
             try:
-                record = await transport.in_turn(wire, self._read, sent_at)
+                record = await transport.send_and_read(wire, self._read, sent_at)
             except RunwayError as error:
                 await entry.failed(error)
                 self.fate = getattr(error, "fate", Fate.UNSENT)

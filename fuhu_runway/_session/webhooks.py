@@ -203,11 +203,11 @@ async def search(
             if not is_taken and not addresses.is_taken(task_id, address):
                 wire = sessions.poll_request(task_id, official=False)
                 wire = wire.hiding(getattr(address.request, "prompt", None))
-                answer = await session.transport.call(wire, read_task)
+                shown = await session.transport.call(wire, read_task)
                 # Another submission may have found it in the meantime.
                 if not addresses.is_taken(task_id, address):
                     address.answered(task_id)
-                    record = attrs.evolve(answer, task_id=task_id)
+                    record = attrs.evolve(shown, task_id=task_id)
         except RunwayError as error:
             reason = f"the feed does not confirm it ({type(error).__name__})"
         finally:

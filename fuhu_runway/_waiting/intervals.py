@@ -179,7 +179,7 @@ class Learner:
         gap = schedule.gap(age / self._unit) * self._unit * (1 + stray)
         return min(max(gap, self._unit), self._longest)
 
-    def news(self, kind: Kind | None, since: float, until: float) -> float | None:
+    def chance(self, kind: Kind | None, since: float, until: float) -> float | None:
         """Return the chance that a task that ran at age *since* has ended by age *until*."""
         schedule = self._schedule(kind)
         if schedule is None:

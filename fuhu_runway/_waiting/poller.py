@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import Clock, Timer
 from fuhu_runway._http.limiter import RateLimiter
-from fuhu_runway._http.retry import ladder
+from fuhu_runway._http.retry import exponential_intervals
 from fuhu_runway._wire.encode import Request
 from fuhu_runway.errors import (
     GatewayError,
@@ -100,7 +100,7 @@ class Poller:
         self._poll = poll
         self._limiter = limiter
         self._policy = policy
-        self._ladder = ladder(policy.first, policy.factor, policy.max_interval)
+        self._intervals = exponential_intervals(policy.first, policy.factor, policy.max_interval)
         self._max_retry_after = max_retry_after
         self._clock = clock
         self._hooks = hooks
@@ -383,7 +383,7 @@ class Poller:
         if watch.webhook_due_at is not None:
             return math.inf
         patience = self._policy.max_starvation
-        chance = self._learner.news(watch.kind, watch.age(watch.running_at), watch.age(now))
+        chance = self._learner.chance(watch.kind, watch.age(watch.running_at), watch.age(now))
         worth = (now - watch.due_at) / patience if chance is None else chance
         return worth + STARVED_GAIN * max(0.0, (now - watch.polled_at) / patience - 1)
 
@@ -541,7 +541,7 @@ class Poller:
             learned = self._learner.gap(watch.kind, watch.age(now), stray)
             if learned is not None:
                 return learned
-        return self._ladder[min(polls, len(self._ladder) - 1)] * (1 + stray)
+        return self._intervals[min(polls, len(self._intervals) - 1)] * (1 + stray)
 
     def _fail(self, watch: Watch, make: Callable[[], BaseException]) -> None:
         """End all waits for a task, each with an error of its own."""

@@ -51,7 +51,7 @@ class Waiter:
         error = WaitTimeout(
             f"The task had not ended after {timeout:g} s; its state was {state}.",
             "It goes on, and its points are spent either way.",
-            "Wait for it again, with the same handle or by its id.",
+            "Wait for it again, with the same Task or by its id.",
             self.watch.task_id,
             None,
             timeout,

@@ -404,7 +404,7 @@ def _fold(task_id: str, levels: Sequence[Level], reply: Reply) -> TaskRecord:
         created_at=seen.created_at or seen.submitted_at,
         updated_at=seen.updated_at or seen.finished_at,
         notes=(CONTRADICTION,) if is_odd else (),
-        answer=reply.body,
+        body=reply.body,
     )
 
 

@@ -34,8 +34,8 @@ CHARGED_CODES: Final = frozenset({"insert_task_failed"})
 """Codes of requests that were charged without a record of their task (api-facts 11 row 7)."""
 BASE_URL: Final = "Check base_url and the gateway's prefix: this address has no such endpoint."
 NO_SUCH_TASK: Final = (
-    "Check the task id and the key: a task is visible only to the account that created it, and "
-    "only a few seconds after it was created."
+    "Check the task id and the key: a task is visible only to the account that created it, and a "
+    "new one may take a few seconds to appear."
 )
 
 ADVICE: Final[Mapping[type[GatewayError], str]] = {

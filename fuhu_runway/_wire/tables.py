@@ -374,7 +374,7 @@ CALLBACK_KEY: Final = "callback_url"
 API_KEY_NAME: Final = "key"
 """Where the quota route's address and, with `KeyStyle.BODY`, a body have the API key."""
 FILE_URL_KEY: Final = "url"
-"""Where the answer to an upload has the address."""
+"""Where the response to an upload has the address."""
 
 
 # --- the account ---------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Options:
 
     Args:
         out: Folder for the clips, created if needed, or the URL of an object store, such as
-            s3://bucket/clips/. By default clips.
+            s3://bucket/clips/.
         dry_run: Only show what would be sent, and what it would cost, judging by similar jobs so
             far.
         in_flight: How many jobs may be in flight at once.

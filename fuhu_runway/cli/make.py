@@ -531,5 +531,5 @@ async def open_command(
 
 
 def _record_row(record: TaskRecord) -> dict[str, Any]:
-    internal = attrs.filters.exclude("word", "notes", "answer")
+    internal = attrs.filters.exclude("word", "notes", "body")
     return {**attrs.asdict(record, filter=internal), "state": record.state.value}

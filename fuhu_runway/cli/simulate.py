@@ -146,7 +146,7 @@ def _simulator(options: Options) -> "Simulator":
         if name in settings:
             settings[name] = kind(**settings[name])
     refusal = TooManyRequests(settings.pop("retry_after", None))
-    return Simulator(**{**settings, "rate_limit_answer": refusal, "control": True})
+    return Simulator(**{**settings, "rate_limit_response": refusal, "control": True})
 
 
 def _read_config(path: Path) -> dict[str, Any]:

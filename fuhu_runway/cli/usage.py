@@ -39,7 +39,10 @@ def explained(error: CycloptsError) -> errors.UsageError:
             text = "Use -- before a prompt that begins with -, and options before that."
         case MissingArgumentError(argument=argument) if argument:
             typed = set(tokens) & set(argument.names)
-            text = f"{typed.pop()} needs a value." if typed else f"{argument.name} is missing."
+            # In capitals, as in the help, even if it may be given as an option as well.
+            positional = argument.index is not None
+            name = argument.field_info.name.upper() if positional else argument.name
+            text = f"{typed.pop()} needs a value." if typed else f"{name} is missing."
         case InvalidError(argument=argument) if argument and argument.tokens:
             token = argument.tokens[0]
             name = token.keyword or argument.name

@@ -293,7 +293,7 @@ class Fleet:
             digest.update(f"{key} {mark}\n".encode())
             marks[key] = mark
         await self._queue.check_names(list(marks), list(marks.values()))
-        if not await self._queue.agree(f"source:{name}", digest.hexdigest()):
+        if not await self._queue.set_once(f"source:{name}", digest.hexdigest()):
             raise usage_error(
                 "name",
                 f"Other items were enqueued as {name!r}.",
@@ -390,9 +390,11 @@ class Fleet:
         blueprint = self._blueprint()
 
         @blueprint.periodic(cron="* * * * *")
-        @blueprint.task(name="tend", queue=QUEUE, priority=AGAIN, queueing_lock="fuhu:tend")
-        async def tend(timestamp: int) -> None:  # noqa: ARG001  (procrastinate passes it)
-            await self._queue.tend(self._lease)
+        @blueprint.task(
+            name="requeue_lost", queue=QUEUE, priority=AGAIN, queueing_lock="fuhu:requeue_lost"
+        )
+        async def requeue_lost(timestamp: int) -> None:  # noqa: ARG001  (procrastinate passes it)
+            await self._queue.requeue_lost(self._lease)
 
         return blueprint
 
@@ -474,7 +476,7 @@ class Fleet:
     async def _check_key(self, client: Client) -> None:
         key = self._client_options.get("api_key") or os.environ[KEY_VARIABLE]
         mark = mark_of_key(key, client.gateway)
-        if await self._queue.agree("key", mark):
+        if await self._queue.set_once("key", mark):
             return
         if not self._replace_key and await self._queue.left():
             raise usage_error(

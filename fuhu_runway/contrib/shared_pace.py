@@ -121,10 +121,10 @@ class SharedPace:
         hooks: Hooks,
     ) -> Share:
         """Return the share of one limiter; for `Client`."""
-        desk = Desk(self._options, key)
-        desk.share = Share(
+        exchange = ExchangeThread(self._options, key)
+        exchange.share = Share(
             secrets.token_hex(4),
-            desk.todo.put,
+            exchange.todo.put,
             changed,
             at_most=at_most,
             max_hold=max_hold,
@@ -132,11 +132,11 @@ class SharedPace:
             hooks=hooks,
         )
         # A daemon, so that a database that does not respond cannot hold up the end of a program.
-        threading.Thread(target=desk.work, name="pace", daemon=True).start()
-        return desk.share
+        threading.Thread(target=exchange.work, name="pace", daemon=True).start()
+        return exchange.share
 
 
-class Desk:
+class ExchangeThread:
     """The thread that exchanges reports for grants."""
 
     share: Share

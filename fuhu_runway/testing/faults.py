@@ -79,7 +79,7 @@ class Slow(Fault):
 
 
 @attrs.frozen
-class Answer(Fault):
+class Response(Fault):
     """A given response instead of the normal one."""
 
     status: int
@@ -87,7 +87,7 @@ class Answer(Fault):
     content_type: str = JSON
     headers: Headers = ()
     accepted: bool = False
-    #: Its name in the log of requests; empty means `Answer`.
+    #: Its name in the log of requests; empty means `Response`.
     name: str = ""
     #: Whether the task that was created is in the account's list, and not only charged.
     listed: bool = True
@@ -95,7 +95,7 @@ class Answer(Fault):
     @property
     def label(self) -> str:
         """Return its name in the log of requests."""
-        return self.name or "Answer"
+        return self.name or "Response"
 
 
 @attrs.frozen
@@ -171,7 +171,7 @@ class SlowBody(Fault):
 
 
 @attrs.frozen
-class Quotes(Fault, on=_SUBMITS):
+class QuotesPrompt(Fault, on=_SUBMITS):
     """A refusal that quotes the prompt: unchanged, cut to 40 characters, or escaped."""
 
     how: Literal["plain", "cut", "html", "url", "json"] = "plain"
@@ -193,7 +193,7 @@ class Cut(Fault):
 
 
 @attrs.frozen
-class Words(Fault, on=_POLLS):
+class StatusWords(Fault, on=_POLLS):
     """The response has these words for the state instead of the normal ones."""
 
     #: For the outer field, `status`.
@@ -223,12 +223,12 @@ class FailureWithUrl(Fault, on=_POLLS):
 
 
 @attrs.frozen
-class Blank(Fault, on=_POLLS):
+class EmptyFields(Fault, on=_POLLS):
     """The response of a new task, with all fields empty (api-facts A2)."""
 
 
 @attrs.frozen
-class Speaks(Fault, on=_SUBMITS | _POLLS):
+class OtherDialect(Fault, on=_SUBMITS | _POLLS):
     """The response comes in another dialect, or in one of `SHAPES`."""
 
     dialect: str
@@ -242,7 +242,7 @@ class Speaks(Fault, on=_SUBMITS | _POLLS):
     @property
     def label(self) -> str:
         """Return its name in the log of requests."""
-        return f"Speaks {self.dialect}"
+        return f"OtherDialect {self.dialect}"
 
 
 @attrs.frozen
@@ -310,13 +310,13 @@ class ShortPage(Fault, on=_LISTS):
     rows: int = attrs.field(default=0)
 
 
-KNOWN: Final[dict[str, Answer]] = {
-    name: Answer(**{**row, "headers": tuple(row.get("headers", {}).items()), "name": name})
+KNOWN: Final[dict[str, Response]] = {
+    name: Response(**{**row, "headers": tuple(row.get("headers", {}).items()), "name": name})
     for name, row in ROWS["known"].items()
 }
 
 
-def known(name: str, *, accepted: bool | None = None) -> Answer:
+def known(name: str, *, accepted: bool | None = None) -> Response:
     """
     One of the responses in `KNOWN`.
 
@@ -333,8 +333,8 @@ def known(name: str, *, accepted: bool | None = None) -> Answer:
     return one if accepted is None else attrs.evolve(one, accepted=accepted)
 
 
-def _json(body: object, status: int = 200, *, accepted: bool = False) -> Answer:
-    return Answer(status, _bodies.as_text(body), accepted=accepted)
+def _json(body: object, status: int = 200, *, accepted: bool = False) -> Response:
+    return Response(status, _bodies.as_text(body), accepted=accepted)
 
 
 def drop_before_accepting() -> Drop:
@@ -352,12 +352,12 @@ def server_error(
     *,
     accepted: bool = False,
     body: Literal["html", "json", "empty"] = "html",
-) -> Answer:
+) -> Response:
     """A 5xx as a proxy (html), the relay (json) or shell_api (empty) sends it."""
     if body == "html":
-        return Answer(status, _bodies.error_page(status), HTML, accepted=accepted)
+        return Response(status, _bodies.error_page(status), HTML, accepted=accepted)
     if body == "empty":
-        return Answer(status, accepted=accepted)
+        return Response(status, accepted=accepted)
     trouble = _bodies.task_error("do_request_failed", "请求上游地址失败")
     return _json(trouble, status, accepted=accepted)
 
@@ -373,12 +373,12 @@ def quota_in_429() -> TooManyRequests:
     return TooManyRequests(body=_bodies.as_text(body))
 
 
-def key_exhausted() -> Answer:
+def key_exhausted() -> Response:
     """HTTP 401 for a key without points, as if it were wrong (api-facts 5.1)."""
     return error(401, _bodies.KEY_EXHAUSTED, code=None)
 
 
-def model_not_found() -> Answer:
+def model_not_found() -> Response:
     """HTTP 503: no channel offers the model to this group."""
     message = "No available channel for model gen4 under group default (distributor)"
     return error(503, message, code="model_not_found")
@@ -392,28 +392,28 @@ def error(
     code: str | int | None = "",
     param: str | None = "",
     accepted: bool = False,
-) -> Answer:
+) -> Response:
     """Dialect E with any HTTP status, 200 included; *param* None leaves that field out."""
     body = _bodies.openai_error(message, type=type, code=code, param=param)
     return _json(body, status, accepted=accepted)
 
 
-def task_error(code: str, message: str | None = None, *, status: int = 400) -> Answer:
+def task_error(code: str, message: str | None = None, *, status: int = 400) -> Response:
     """Dialect D: the flat error of the task relay."""
     return _json(_bodies.task_error(code, message), status)
 
 
-def task_not_exist() -> Answer:
+def task_not_exist() -> Response:
     """The gateway does not know the task, or not yet."""
     return task_error("task_not_exist")
 
 
-def refused(message: str = "提示词违规", *, code: int = 400, data: object = None) -> Answer:
+def refused(message: str = "提示词违规", *, code: int = 400, data: object = None) -> Response:
     """HTTP 200 with a `code` that is not 200; *data* may be None, a list or an object."""
     return _json(_bodies.refusal(message, code=code, data=data))
 
 
-def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
+def nested_error(status: int = 500, *, levels: int = 2) -> Response:
     """Dialect J: an error inside an error's message, *levels* deep."""
     message = "content moderation"
     body = _bodies.openai_error(message, type="upstream_error", code="upstream_error")
@@ -422,24 +422,24 @@ def nested_error(status: int = 500, *, levels: int = 2) -> Answer:
     return _json(body, status)
 
 
-def dashboard_error(status: int = 200, message: str = "无权进行此操作") -> Answer:
+def dashboard_error(status: int = 200, message: str = "无权进行此操作") -> Response:
     """Dialect F: the dashboard's refusal."""
     return _json({"success": False, "message": message}, status)
 
 
-def html_page(status: int = 200, *, accepted: bool = False) -> Answer:
+def html_page(status: int = 200, *, accepted: bool = False) -> Response:
     """The gateway's web page instead of a response or a video."""
-    return Answer(status, _bodies.INDEX_PAGE, HTML, accepted=accepted)
+    return Response(status, _bodies.INDEX_PAGE, HTML, accepted=accepted)
 
 
-def not_json(*, accepted: bool = False) -> Answer:
+def not_json(*, accepted: bool = False) -> Response:
     """Plain text that claims to be JSON."""
-    return Answer(200, "upstream connect error or disconnect/reset", accepted=accepted)
+    return Response(200, "upstream connect error or disconnect/reset", accepted=accepted)
 
 
-def unknown_word(word: str = "MOONWALKING") -> Words:
+def unknown_word(word: str = "MOONWALKING") -> StatusWords:
     """An undocumented state."""
-    return Words(status=word, state=word)
+    return StatusWords(status=word, state=word)
 
 
 @attrs.frozen

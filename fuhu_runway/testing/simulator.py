@@ -19,7 +19,7 @@ from ._clock import SimulatedClock
 from ._server import dialects as _dialects
 from ._server.accounts import Bucket
 from ._server.api import Api, FeedVerb, KeyStyle, price_of
-from ._server.callbacks import Callbacks, Postman
+from ._server.callbacks import Callbacks, CallbackSender
 from ._server.cdn import Files, Media
 from ._server.ledger import Ledger
 from ._server.lists import AccountLists
@@ -27,7 +27,7 @@ from ._server.options import CONTROL, check
 from ._server.state import Closed, LedgerEntry, Opened, StateFile, StrPath, clock_of, sent_until
 from ._server.store import Origin, PerTask, Rule, Seen, Store, TaskView, Which
 from ._server.story import Ending, Script
-from ._server.visits import GRACE, Reception
+from ._server.visits import GRACE, RequestHandler
 from .faults import Fault, Planned, TooManyRequests, Where
 
 
@@ -103,7 +103,7 @@ class Simulator:
     #: How many requests that limit allows at once.
     burst: int = attrs.field(default=1, validator=check)
     #: The response to requests above the limit.
-    rate_limit_answer: TooManyRequests = attrs.field(factory=TooManyRequests)
+    rate_limit_response: TooManyRequests = attrs.field(factory=TooManyRequests)
 
     #: Where video URLs point: "cdn", "api", "relative" (to the API, without its origin), or
     #: "redirect" (to the API, which redirects to the CDN).
@@ -136,8 +136,8 @@ class Simulator:
     _clock: SimulatedClock = attrs.field(init=False)
     _store: Store = attrs.field(init=False)
     _files: Files = attrs.field(init=False)
-    _postman: Postman = attrs.field(init=False)
-    _reception: Reception = attrs.field(init=False)
+    _callback_sender: CallbackSender = attrs.field(init=False)
+    _handler: RequestHandler = attrs.field(init=False)
     _api: Api = attrs.field(init=False)
     _running: contextlib.AsyncExitStack | None = attrs.field(init=False, default=None)
     # Bound, but not listening yet.
@@ -150,10 +150,10 @@ class Simulator:
         self._clock = clock_of(records, self.speed)
         self._store = Store(self, self._clock, self._state)
         self._store.restore(records)
-        self._reception = Reception(self._store)
+        self._handler = RequestHandler(self._store)
         self._files = Files(self, self._store)
-        self._postman = Postman(self, self._files)
-        self._api = Api(self, self._store, self._files, self._postman, self._reception)
+        self._callback_sender = CallbackSender(self, self._files)
+        self._api = Api(self, self._store, self._files, self._callback_sender, self._handler)
         self.add_key(self.api_key, points=self.points, user_id=self.user_id)
 
     @control.validator
@@ -246,13 +246,13 @@ class Simulator:
 
                 Control(self, self._store).add_to(app)
             await self._listen(stack, "api", app)
-            await self._listen(stack, "cdn", self._files.application(self._reception))
-            stack.push_async_callback(self._reception.aclose)
-            stack.push_async_callback(self._postman.aclose)
+            await self._listen(stack, "cdn", self._files.application(self._handler))
+            stack.push_async_callback(self._handler.aclose)
+            stack.push_async_callback(self._callback_sender.aclose)
             # Called first on closing: hanging requests have to wake before connections close.
             stack.callback(self._clock.close)
             for task in earlier:
-                self._postman.follow(task, self._sent_until)
+                self._callback_sender.follow(task, self._sent_until)
             self._running = stack.pop_all()
 
     def _write_end(self, _kind: object, error: object, _traceback: object) -> None:
@@ -481,8 +481,8 @@ class Simulator:
                 "a simulator with a state file cannot forget its tasks; start one with another file"
             )
         self._store.forget()
-        self._postman.forget()
-        self._reception.peak = 0
+        self._callback_sender.forget()
+        self._handler.peak = 0
         self.add_key(self.api_key, points=self.points, user_id=self.user_id)
 
     @property
@@ -561,7 +561,7 @@ class Simulator:
     @property
     def peak_requests(self) -> int:
         """Return the largest number of requests in flight at once."""
-        return self._reception.peak
+        return self._handler.peak
 
     @property
     def balance(self) -> float | None:
@@ -579,9 +579,9 @@ class Simulator:
     @property
     def callbacks_delivered(self) -> int:
         """Return how many callbacks got a response with a 2xx."""
-        return self._postman.delivered
+        return self._callback_sender.delivered
 
     @property
     def callbacks_failed(self) -> int:
         """Return how many callbacks got another status or no response."""
-        return self._postman.failed
+        return self._callback_sender.failed

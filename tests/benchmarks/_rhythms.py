@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import attrs
 
-from fuhu_runway._http.retry import ladder
+from fuhu_runway._http.retry import exponential_intervals
 from fuhu_runway._waiting.intervals import Kind, Learner
 from fuhu_runway.models import PollPolicy
 
@@ -93,7 +93,9 @@ class Ours:
 
     rng: random.Random
     learner: Learner
-    _ladder: Sequence[float] = ladder(POLICY.first, POLICY.factor, POLICY.max_interval)
+    _intervals: Sequence[float] = exponential_intervals(
+        POLICY.first, POLICY.factor, POLICY.max_interval
+    )
 
     @classmethod
     def of(cls, rng: random.Random, *, learn: bool) -> "Ours":
@@ -104,7 +106,7 @@ class Ours:
         learned = self.learner.gap(KIND, age, stray)
         if learned is not None:
             return learned
-        return self._ladder[min(polls, len(self._ladder) - 1)] * (1 + stray)
+        return self._intervals[min(polls, len(self._intervals) - 1)] * (1 + stray)
 
     def saw(self, since: float, until: float, *, has_ended: bool) -> None:
         self.learner.saw(KIND, since, until, has_ended=has_ended)

@@ -72,7 +72,7 @@ def test_the_curl_commands_work(tmp_path: Path) -> None:
         "sh", "-c", block("sh", "Use it from the shell"), folder=tmp_path, path=str(command.parent)
     )
     assert done.returncode == 0, done.stderr
-    assert "no answer\n" in done.stdout
+    assert "no response\n" in done.stdout
     assert '"answered": false' in done.stdout
     assert '"field": "times", "value": 0' in done.stdout
 
@@ -81,7 +81,7 @@ async def test_the_refusal_of_the_reference_is_a_real_one() -> None:
     """The example of an error is the simulator's answer, word for word."""
     found = re.search(r"^```json\n(.*?)^```$", REFERENCE, re.DOTALL | re.MULTILINE)
     assert found
-    body = {"where": "feed", "fault": {"kind": "Answer", "status": 99}}
+    body = {"where": "feed", "fault": {"kind": "Response", "status": 99}}
     async with (
         Simulator(control=True) as gateway,
         aiohttp.ClientSession() as session,

@@ -584,7 +584,7 @@ async def test_an_app_of_the_users_own_carries_out_jobs(
         await app.run_worker_async(
             queues=["fuhu"], wait=False, delete_jobs="always", install_signal_handlers=False
         )
-        await app.tasks["fuhu:tend"](timestamp=0)
+        await app.tasks["fuhu:requeue_lost"](timestamp=0)
     assert {job.state async for job in fleet.outcomes()} == {JobState.SAVED}
 
 
@@ -852,16 +852,16 @@ async def test_a_pool_that_hides_the_cancelling_keeps_no_worker() -> None:
     """Looking after dead workers ends when it is cancelled, whatever the database raises then."""
     asked = asyncio.Event()
 
-    async def tend(lease: float) -> None:
+    async def requeue_lost(lease: float) -> None:
         asked.set()
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
         raise psycopg.OperationalError
 
-    tending = asyncio.create_task(worker_of(tend=tend).tend())
+    requeuing = asyncio.create_task(worker_of(requeue_lost=requeue_lost).requeue_lost())
     await asked.wait()
-    tending.cancel()
-    await tending
+    requeuing.cancel()
+    await requeuing
 
 
 async def test_a_worker_waits_for_a_database_that_is_gone(

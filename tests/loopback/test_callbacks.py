@@ -62,7 +62,7 @@ async def test_a_webhook_ends_the_wait_and_saves_polls() -> None:
         polls = [gateway.polls(task.task_id) for task in gateway.tasks]
     assert max(lags) < SOON
     assert polls[1:] == [2, 2, 2]  # the net at 60 s, and the webhook at 100 s
-    assert webhook_app.receiver.answers == {204: gateway.callbacks_delivered}
+    assert webhook_app.receiver.responses == {204: gateway.callbacks_delivered}
 
 
 UNRULY: Final = {
@@ -106,7 +106,7 @@ async def test_late_webhooks_cost_no_time() -> None:
         lags = [await delay_of(client, gateway) for _ in range(5)]
         await asyncio.sleep(60)
     assert max(lags) < ORDINARY
-    assert webhook_app.receiver.answers[204] == gateway.callbacks_delivered > 0
+    assert webhook_app.receiver.responses[204] == gateway.callbacks_delivered > 0
 
 
 @pytest.mark.usefixtures("virtual")

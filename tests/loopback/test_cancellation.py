@@ -19,7 +19,7 @@ PROMPT = "a marked kitten"
 #: In simulated seconds: a fifth of a second, long enough to be cancelled in.
 A_WHILE = 200.0
 #: The task goes on for this many polls, however long each of them takes.
-SOME_POLLS = [faults.on("feed", faults.Blank(), times=12)]
+SOME_POLLS = [faults.on("feed", faults.EmptyFields(), times=12)]
 
 
 async def cancel(work: "asyncio.Task[Any]") -> None:

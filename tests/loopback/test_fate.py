@@ -28,7 +28,7 @@ from fuhu_runway.errors import (
 from fuhu_runway.hooks import RetryScheduled
 from fuhu_runway.models import RetryPolicy, Timeouts
 from fuhu_runway.testing import Simulator, faults
-from fuhu_runway.testing.faults import Answer, Fault
+from fuhu_runway.testing.faults import Fault, Response
 
 PROMPT = "a marked kitten"
 SECRETS = ("marked", "127.0.0.1")
@@ -50,9 +50,9 @@ IN_DOUBT: dict[str, tuple[Fault, type[RunwayError]]] = {
     "truncated answer": (faults.Truncated(), UnreadableReply),
     "cut answer": (faults.Cut(), NoReply),
     "30 MB answer": (faults.Chunked(megabytes=30), UnreadableReply),
-    "missing id": (Answer(200, NO_ID, accepted=True), UnreadableReply),
+    "missing id": (Response(200, NO_ID, accepted=True), UnreadableReply),
     "no JSON": (faults.not_json(accepted=True), UnreadableReply),
-    "empty answer": (Answer(200, "", accepted=True), UnreadableReply),
+    "empty answer": (Response(200, "", accepted=True), UnreadableReply),
 }
 
 

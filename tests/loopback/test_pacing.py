@@ -38,7 +38,7 @@ async def test_sixty_at_once_all_pass_and_few_are_refused(says: float | None) ->
     """Sixty at once at a gateway that allows twenty a second: all succeed, once each."""
     async with (
         Simulator(
-            rate_limit=20.0, burst=20, rate_limit_answer=TooManyRequests(retry_after=says)
+            rate_limit=20.0, burst=20, rate_limit_response=TooManyRequests(retry_after=says)
         ) as gateway,
         client_of(gateway) as client,
     ):

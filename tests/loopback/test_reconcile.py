@@ -741,9 +741,9 @@ async def test_a_task_without_an_owner_may_be_the_lost_one_in_other_words(
         charge = {"type": 2, "created_at": then, "content": "操作 generate", "quota": 5000}
         topped_up = {"type": 1, "created_at": then - 60}
         items = {"page": 1, "page_size": 100, "total": 2, "items": tasks}
-        gateway.fault("tasks", faults.Answer(200, json.dumps({"success": True, "data": items})))
+        gateway.fault("tasks", faults.Response(200, json.dumps({"success": True, "data": items})))
         log = json.dumps({"success": True, "data": [topped_up] + [charge] * is_logged})
-        gateway.fault("charges", faults.Answer(200, log))
+        gateway.fault("charges", faults.Response(200, log))
         client._sessions.account = Account(gateway.access_token, gateway.user_id)
         if is_logged:
             assert len((await client.reconcile()).not_accepted) == 1
@@ -907,7 +907,7 @@ async def test_a_log_that_is_cut_off_proves_nothing_about_the_time_before(
         await client.generate("a puppy")
         now = math.floor(time.time())
         charge = {"type": 2, "created_at": now, "content": "操作 generate", "quota": 5000}
-        gateway.fault("charges", faults.Answer(200, json.dumps({"data": [charge]})))
+        gateway.fault("charges", faults.Response(200, json.dumps({"data": [charge]})))
         assert (await reason_left(client)).reason == Reason.UNPROVEN
 
 

@@ -141,7 +141,7 @@ async def test_a_break_is_resumed(gateway: Simulator, tmp_path: Path) -> None:
 
 REFUSED: dict[str, Fault] = {
     "redirect loop": faults.Redirect(loop=True),
-    "legal reasons": faults.Answer(451),
+    "legal reasons": faults.Response(451),
 }
 
 
@@ -163,9 +163,9 @@ async def test_a_refused_download_leaves_no_file(
 NOT_THERE: dict[str, Fault] = {
     "web page": faults.html_page(),
     "nothing of it": faults.not_json(),
-    "accepted": faults.Answer(202),
-    "locked": faults.Answer(423),
-    "missing": faults.Answer(404),
+    "accepted": faults.Response(202),
+    "locked": faults.Response(423),
+    "missing": faults.Response(404),
 }
 
 

@@ -228,7 +228,7 @@ UPLOADS: dict[str, Fault] = {
     "413": faults.known("nginx_413"),
     "wrong key": faults.error(401),
     "lost": faults.Drop(),
-    "no address": faults.Answer(200, '{"id":"file-1","object":"file"}'),
+    "no address": faults.Response(200, '{"id":"file-1","object":"file"}'),
     "no JSON": faults.not_json(),
     "cut": faults.Truncated(),
 }

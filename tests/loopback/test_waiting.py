@@ -83,7 +83,7 @@ TROUBLE: dict[str, Fault] = {
     "not found": faults.task_not_exist(),
     "nothing": faults.known("nothing"),
     "nested": faults.nested_error(500),
-    "all empty": faults.Blank(),
+    "all empty": faults.EmptyFields(),
 }
 
 
@@ -180,7 +180,7 @@ async def test_a_success_without_an_address(gateway: Simulator) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "word"),
-    [(faults.unknown_word(), "MOONWALKING"), (faults.Words("7", ""), "7")],
+    [(faults.unknown_word(), "MOONWALKING"), (faults.StatusWords("7", ""), "7")],
     ids=["word", "number"],
 )
 async def test_an_unknown_status_is_reported_once(

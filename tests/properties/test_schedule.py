@@ -62,8 +62,8 @@ def test_chances_multiply(durations: list[float], between: list[float]) -> None:
     """The chance of surviving two spans is the product of the chances for each."""
     learner = learned(durations)
     start, middle, end = between
-    first, second = learner.news(KIND, start, middle), learner.news(KIND, middle, end)
-    both = learner.news(KIND, start, end)
+    first, second = learner.chance(KIND, start, middle), learner.chance(KIND, middle, end)
+    both = learner.chance(KIND, start, end)
     if both is not None and first is not None and second is not None:
         assert 0 <= first <= both <= 1
         assert 1 - both == pytest.approx((1 - first) * (1 - second), abs=1e-9)

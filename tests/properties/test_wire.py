@@ -28,7 +28,7 @@ from support.samples import GATEWAY, KEY, Read, reader_of, request_to
 from support.secrets import secrets_in
 
 from fuhu_runway import errors
-from fuhu_runway._http.retry import MAY_REPEAT, delay_before, delays, ladder
+from fuhu_runway._http.retry import MAY_REPEAT, delay_before, delays, exponential_intervals
 from fuhu_runway._urls import is_web_address
 from fuhu_runway._wire.encode import Reply, ask_task, build
 from fuhu_runway._wire.tables import ENDPOINTS, GATEWAYS, SUBMITS, TASK_ROW, Replay, Root
@@ -88,7 +88,7 @@ def check_record(record: TaskRecord) -> None:
     for moment in (record.created_at, record.updated_at):
         assert moment is None or moment.tzinfo is not None
     assert isinstance(record.refunded, bool)
-    assert hash(record) == hash(attrs.evolve(record, answer=b""))
+    assert hash(record) == hash(attrs.evolve(record, body=b""))
 
 
 def check_page(page: TaskPage) -> None:
@@ -328,7 +328,7 @@ def test_a_ladder_climbs_to_its_cap_and_no_further(
     first: float, factor: float, at_most: float
 ) -> None:
     """Intervals grow strictly up to the cap."""
-    steps = ladder(first, factor, at_most)
+    steps = exponential_intervals(first, factor, at_most)
     assert steps[-1] == at_most
     assert all(low < high for low, high in itertools.pairwise(steps))
 

@@ -151,7 +151,7 @@ def test_doctor_shows_and_records_no_secret(
             for fault in (
                 faults.error(401, said, code=said),
                 faults.error(500, said),
-                faults.Answer(200, f"<html>{REASON}", "text/html"),
+                faults.Response(200, f"<html>{REASON}", "text/html"),
             ):
                 gateway.simulator.fault(place, fault, times=None)  # type: ignore[arg-type]
                 judge(evidence, run(*words, "--timeout", "0.05", *loudness))
@@ -210,10 +210,10 @@ def test_the_lists_of_the_account_leak_nothing(
             for fault in (
                 faults.error(401, said, code=said),
                 faults.error(500, said),
-                faults.Answer(200, json.dumps({"success": False, "message": said})),
-                faults.Answer(200, json.dumps({"data": {said: said}})),
-                faults.Answer(200, f"<html>{said}", "text/html"),
-                faults.Answer(302, said, "text/plain", (("Location", f"/login?{TOKEN}"),)),
+                faults.Response(200, json.dumps({"success": False, "message": said})),
+                faults.Response(200, json.dumps({"data": {said: said}})),
+                faults.Response(200, f"<html>{said}", "text/html"),
+                faults.Response(302, said, "text/plain", (("Location", f"/login?{TOKEN}"),)),
             ):
                 gateway.simulator.fault(place, fault, times=None)  # type: ignore[arg-type]
                 judge(evidence, run(*words, "clips", *loudness))

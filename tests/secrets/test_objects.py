@@ -72,7 +72,7 @@ RECORD: Final = TaskRecord(
     prompt=PROMPT,
     prompt_en=PROMPT,
     message=LEAKY,
-    answer=LEAKY.encode(),
+    body=LEAKY.encode(),
 )
 TASK: Final = Task(CLIENT._sessions, "t-1", request=REQUEST, record=RECORD)
 CLIP: Final = Clip(CLIENT, TASK, RECORD)
@@ -155,5 +155,5 @@ def test_no_object_of_the_simulator_shows_a_secret() -> None:
     evidence = Evidence()
     evidence.thing(gateway)
     evidence.thing(seen)
-    evidence.thing(testing.faults.Answer(400, LEAKY))
+    evidence.thing(testing.faults.Response(400, LEAKY))
     assert evidence.leaks == []

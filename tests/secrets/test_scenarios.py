@@ -92,10 +92,10 @@ REQUESTS: Final[tuple[Generation, ...]] = (
 
 # The required arguments of functions that make faults, besides texts that may leak.
 NEEDED: Final[dict[str, dict[str, Any]]] = {
-    "Answer": {"status": 418},
+    "Response": {"status": 418},
     "Slow": {"seconds": 1.0},
     "SlowBody": {"bytes_per_second": 1e7},
-    "Speaks": {"dialect": "mixed"},
+    "OtherDialect": {"dialect": "mixed"},
     "error": {"status": 400},
     "known": {"name": "challenge"},
     "task_error": {"code": "no"},
@@ -162,11 +162,11 @@ def quoting(text: str) -> Iterator[Fault]:
     """Return responses with *text* in every place of a response: `QUOTING` for each status."""
     headers = (("X-Client-IP", IPV4), ("Set-Cookie", f"k={KEY}"), ("X-Request-Id", f"{KEY} {IPV6}"))
     for status in (200, 302, 400, 401, 402, 404, 422, 429, 500, 503):
-        yield faults.Answer(status, text, "text/plain", headers)
-        yield faults.Answer(status, f"<h1>{text}</h1>", faults.HTML, headers)
+        yield faults.Response(status, text, "text/plain", headers)
+        yield faults.Response(status, f"<h1>{text}</h1>", faults.HTML, headers)
         yield faults.error(status, text, type=text, code=text)
-        yield faults.Answer(status, json.dumps({text: [text, {text: text}]}))
-        yield faults.Answer(status, json.dumps({"code": text, "message": json.dumps(text)}))
+        yield faults.Response(status, json.dumps({text: [text, {text: text}]}))
+        yield faults.Response(status, json.dumps({"code": text, "message": json.dumps(text)}))
 
 
 @attrs.define
@@ -410,7 +410,7 @@ async def test_no_key_leaks(style: Any, evidence: Evidence, tmp_path: Path) -> N
 WAYS: Final[tuple[dict[str, Any], ...]] = (
     {"points": 1.0, "quota_status": 401},
     {"points": 1.0, "quota_status": 403, "price": 2.0},
-    {"rate_limit": 2.0, "burst": 1, "rate_limit_answer": faults.TooManyRequests(body=KEY)},
+    {"rate_limit": 2.0, "burst": 1, "rate_limit_response": faults.TooManyRequests(body=KEY)},
     {"link_lifetime": 0.5, "expired_status": 410},
     {"video": f"<html>{KEY} {PROMPT}".encode()},
     {"feed_verb": "GET"},

@@ -24,7 +24,7 @@ async def pay(
         async with transport.paid_slot() as sent_at:
             is_in_flight = True
             try:
-                return await transport.in_turn(request, read, sent_at)
+                return await transport.send_and_read(request, read, sent_at)
             finally:
                 is_in_flight = False
 

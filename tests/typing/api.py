@@ -278,7 +278,7 @@ def receiving(app: web.Application) -> None:
 async def simulating() -> None:
     """The simulator leads a client to itself."""
     async with Simulator(speed=100, points=1000) as gateway:
-        gateway.script("a kitten", takes=5, then="fail", faults=[faults.on("feed", faults.Blank())])
+        gateway.script("a kitten", takes=5, then="fail", faults=[faults.on("feed", faults.NoUrl())])
         client = Client(gateway.api_key, base_url=gateway.base_url)
         assert_type(gateway.submitted, int)
         assert_type(gateway.environment(), dict[str, str])

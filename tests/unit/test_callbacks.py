@@ -308,7 +308,7 @@ def test_repeated_webhooks_get_the_same_response(scene: Scene) -> None:
     """A sender learns nothing from what was posted before."""
     token = scene.token()
     assert [scene.receiver.deliver(token, DONE) for _ in range(5)] == [204] * 5
-    assert scene.receiver.answers == {204: 5}
+    assert scene.receiver.responses == {204: 5}
 
 
 def test_any_thread_may_deliver(scene: Scene) -> None:
@@ -321,7 +321,7 @@ def test_any_thread_may_deliver(scene: Scene) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert scene.receiver.answers[204] == 8
+    assert scene.receiver.responses[204] == 8
     assert len(set(scene.client.threads)) == 8
 
 
@@ -392,7 +392,7 @@ async def test_a_body_without_end_is_cut_off(site: Web) -> None:
     try:
         assert await site.post(f"/any/{token}", endless(asyncio.Event())) == 413
     except aiohttp.ClientError:  # the connection may be gone before the response was read
-        assert site.scene.receiver.answers[413] == 1
+        assert site.scene.receiver.responses[413] == 1
     assert site.scene.client.received == []
     assert site.scene.receiver._reading == 0
 
@@ -418,7 +418,7 @@ async def test_an_unknown_address_is_answered_unread(site: Web) -> None:
     try:
         assert await site.post("/any/x", endless(asyncio.Event())) == 404
     except aiohttp.ClientError:
-        assert site.scene.receiver.answers[404] == 1
+        assert site.scene.receiver.responses[404] == 1
 
 
 async def test_a_slow_sender_is_given_up(site: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +433,7 @@ async def test_a_slow_sender_is_given_up(site: Web, monkeypatch: pytest.MonkeyPa
     try:
         assert await site.post(f"/any/{site.scene.token()}", stuck()) == 408
     except aiohttp.ClientError:
-        assert site.scene.receiver.answers[408] == 1
+        assert site.scene.receiver.responses[408] == 1
     assert site.scene.client.received == []
     assert site.scene.receiver._reading == 0
 

@@ -616,6 +616,8 @@ def test_the_key_may_come_from_a_file(
         (["generate", "- " + PROMPT], "Use -- before a prompt that begins with -"),
         (["generate", *PROMPT.split()], "Put a prompt of several words in quotes"),
         (["generate"], "PROMPT is missing."),
+        (["resolve"], "JOURNAL is missing."),
+        (["resolve", "--journal"], "--journal needs a value."),
         (["generate", PROMPT, "--seconds", "ten"], "--seconds: it is not a whole number"),
         (["generate", PROMPT, "--seconds", "5.7"], "--seconds: it is not a whole number"),
         (["generate", PROMPT, "--seed", "1.5"], "--seed: it is not a whole number"),

@@ -276,7 +276,7 @@ def test_each_option_reaches_the_simulator(run: Run, made: list[Simulator]) -> N
     more |= {"exact_links": True, "link_lifetime": 9.0, "expired_status": 410, "video": b"a clip"}
     for name, value in more.items():
         assert getattr(simulator, name) == value, name
-    assert simulator.rate_limit_answer == faults.TooManyRequests(4.0)
+    assert simulator.rate_limit_response == faults.TooManyRequests(4.0)
     assert simulator.callbacks == Callbacks(
         times=2,
         delay=1.5,

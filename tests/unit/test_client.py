@@ -884,7 +884,7 @@ async def test_an_official_request_is_paid_once(gateway: Simulator) -> None:
         first = await client.official.submit("text_to_video", body, custom_id="one")
         again = await client.official.submit("/v1/text_to_video", body, custom_id="one")
         assert again.id == first.id
-        gateway.fault("official", faults.Answer(502))
+        gateway.fault("official", faults.Response(502))
         with pytest.raises(SubmissionInDoubt):
             await client.official.submit("text_to_video", body, custom_id="two")
     assert [seen.path for seen in gateway.requests].count("/runwayml/v1/text_to_video") == 2

@@ -291,7 +291,7 @@ async def test_closing_ends_an_upload(gateway: Simulator) -> None:
 async def test_a_file_is_uploaded_once_there_is_a_free_slot(gateway: Simulator) -> None:
     """While a submission waits for a slot, its file is not uploaded: its address would age."""
     shelf = Shelf()
-    gateway.fault("feed", faults.Words("1", "running"), times=3)
+    gateway.fault("feed", faults.StatusWords("1", "running"), times=3)
     limits = Limits(tasks_in_flight=1)
     async with quick_client(gateway, uploads=shelf, limits=limits) as client:
         await client.generate("the first")

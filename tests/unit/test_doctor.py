@@ -412,20 +412,20 @@ async def test_a_gateway_that_checks_the_key_first_may_still_accept_it_elsewhere
 PAGES = {
     "a web page": (faults.html_page(), "not of its web page"),
     "a login page": (
-        faults.Answer(200, "<html><input type=password>", "text/html"),
+        faults.Response(200, "<html><input type=password>", "text/html"),
         "not of its web page",
     ),
     "a redirect to https://www.example.com": (
-        faults.Answer(301, headers=(("Location", "https://www.example.com/login?token=marked"),)),
+        faults.Response(301, headers=(("Location", "https://www.example.com/login?token=marked"),)),
         "leads to",
     ),
     "a redirect to no usable address": (
-        faults.Answer(302, headers=(("Location", "http://[marked"),)),
+        faults.Response(302, headers=(("Location", "http://[marked"),)),
         "leads to",
     ),
-    "an empty answer": (faults.Answer(200, "", "text/plain"), "not of its web page"),
-    "text": (faults.Answer(404, "404 page not found", "text/plain"), "not of its web page"),
-    "status 405": (faults.Answer(405, "no", "text/plain"), "documentation"),
+    "an empty answer": (faults.Response(200, "", "text/plain"), "not of its web page"),
+    "text": (faults.Response(404, "404 page not found", "text/plain"), "not of its web page"),
+    "status 405": (faults.Response(405, "no", "text/plain"), "documentation"),
 }
 
 
@@ -494,7 +494,7 @@ async def test_a_key_that_nothing_proves_may_be_tried(gateway: Simulator) -> Non
 
 async def test_json_of_unknown_form_is_described(gateway: Simulator) -> None:
     """JSON that is neither a task nor a known refusal is no web page."""
-    gateway.fault("feed", faults.Answer(200, '{"hello": 1}'), times=None)
+    gateway.fault("feed", faults.Response(200, '{"hello": 1}'), times=None)
     gateway.fault("balance", faults.html_page(), times=None)
     report = await examined(gateway)
     assert of(report, "access").verdict is Verdict.UNTESTED
@@ -504,7 +504,7 @@ async def test_json_of_unknown_form_is_described(gateway: Simulator) -> None:
 async def test_a_poll_that_answers_with_a_task_fits(gateway: Simulator) -> None:
     """Some gateways answer a poll of any id as that of a new task (api-facts 2 A)."""
     task = '{"code":200,"msg":"success","data":{"task_id":"1","state":"","status":"0"}}'
-    gateway.fault("feed", faults.Answer(200, task))
+    gateway.fault("feed", faults.Response(200, task))
     assert (await examined(gateway)).fits
 
 
@@ -573,7 +573,7 @@ async def test_the_quota_route_is_read(gateway: Simulator) -> None:
 )
 async def test_a_wrong_clock_is_a_finding(gateway: Simulator, date: str, side: str) -> None:
     """The Date header of a reply is compared with this machine's clock."""
-    answer = faults.Answer(400, '{"code":"task_not_exist"}', headers=(("Date", date),))
+    answer = faults.Response(400, '{"code":"task_not_exist"}', headers=(("Date", date),))
     gateway.fault("feed", answer)
     report = await examined(gateway)
     assert misfits(report) == ["clock"]

@@ -152,19 +152,19 @@ def named(maker: Any, text: str) -> faults.Fault:
 LEAKY = {
     "error": lambda text: faults.error(400, text),
     "type": lambda text: faults.error(400, "no", type=text, code=text, param=text),
-    "page": lambda text: faults.Answer(200, f"<html>{text}", "text/html"),
-    "plain text": lambda text: faults.Answer(502, text, "text/plain"),
-    "content type": lambda text: faults.Answer(400, "{}", f"text/{text.split()[0]}"),
-    "header": lambda text: faults.Answer(
+    "page": lambda text: faults.Response(200, f"<html>{text}", "text/html"),
+    "plain text": lambda text: faults.Response(502, text, "text/plain"),
+    "content type": lambda text: faults.Response(400, "{}", f"text/{text.split()[0]}"),
+    "header": lambda text: faults.Response(
         301, "", headers=(("Location", f"https://{IPV4}/{text.split()[0]}?token={KEY}"),)
     ),
-    "key of JSON": lambda text: faults.Answer(400, json.dumps({"code": "no", text: text})),
-    "plain key of JSON": lambda _: faults.Answer(400, json.dumps({"code": "no", KEY: [KEY]})),
-    "nested": lambda text: faults.Answer(400, json.dumps({"error": json.dumps({"a": text})})),
+    "key of JSON": lambda text: faults.Response(400, json.dumps({"code": "no", text: text})),
+    "plain key of JSON": lambda _: faults.Response(400, json.dumps({"code": "no", KEY: [KEY]})),
+    "nested": lambda text: faults.Response(400, json.dumps({"error": json.dumps({"a": text})})),
     "words": lambda text: faults.task_error(text, text),
     "envelope": lambda text: faults.refused(text, data={"ip": [IPV4, IPV6], "user": KEY}),
-    "broken JSON": lambda text: faults.Answer(200, f'{{"code": "{text}'),
-    "quoted state": lambda text: faults.Answer(
+    "broken JSON": lambda text: faults.Response(200, f'{{"code": "{text}'),
+    "quoted state": lambda text: faults.Response(
         200, json.dumps({"task_id": "t-77", "status": PROMPT, "state": KEY, "prompt": text})
     ),
 }

@@ -637,7 +637,7 @@ def record(**changes: Any) -> TaskRecord:
         "prompt_en": PROMPT,
         "message": PROMPT,
         "created_at": datetime(2025, 1, 1, tzinfo=UTC),
-        "answer": b'{"data": "marked", "more": NaN}',
+        "body": b'{"data": "marked", "more": NaN}',
     }
     return TaskRecord(**known | changes)
 
@@ -647,14 +647,14 @@ VALUES: list[Make] = [*REQUESTS, anything, *POLICIES[:-1], lambda: Gateway("own"
 
 @pytest.mark.parametrize("make", VALUES)
 def test_no_value_shows_a_secret(make: Make) -> None:
-    """The repr shows the class and plain fields, but no prompt, URL or answer."""
+    """The repr shows the class and plain fields, but no prompt, URL or body."""
     made = make()
     assert repr(made).startswith(type(made).__name__)
     assert "marked" not in repr(made)
 
 
 def test_a_record_as_a_dict_is_json_without_secrets() -> None:
-    """It contains no prompt, URL, reason or raw answer."""
+    """It contains no prompt, URL, reason or body."""
     shown = record(progress=0.5, points=320.0, notes=("odd",)).as_dict()
     assert json.loads(json.dumps(shown)) == {
         "task_id": "t-1",
@@ -735,16 +735,16 @@ def test_values_that_differ_are_not_equal(one: object, other: object) -> None:
     assert one != other
 
 
-def test_a_record_keeps_its_answer() -> None:
+def test_a_record_keeps_the_body_of_its_response() -> None:
     """The whole response can be read again, unknown keys included; without one it is None."""
     assert record().raw == {"data": "marked", "more": None}
-    assert record(answer=b'\xef\xbb\xbf{"a": 1}').raw == {"a": 1}
-    assert record(answer=b"").raw is None
+    assert record(body=b'\xef\xbb\xbf{"a": 1}').raw == {"a": 1}
+    assert record(body=b"").raw is None
 
 
-def test_the_raw_answer_makes_no_difference() -> None:
+def test_the_body_makes_no_difference() -> None:
     """Two records with the same fields are equal, even if the responses differ in spelling."""
-    assert record(answer=b"{}") == record(answer=b"")
+    assert record(body=b"{}") == record(body=b"")
     assert Balance(1, raw={"a": 1}) == Balance(1)
 
 
@@ -792,7 +792,7 @@ def test_two_halves_make_a_balance(limit: Balance, usage: Balance, joined: Balan
     assert limit.joined(usage) == joined
 
 
-def test_a_joined_balance_keeps_both_answers() -> None:
+def test_a_joined_balance_keeps_both_responses() -> None:
     """The raw responses of both routes are kept."""
     assert Balance(raw={"a": 1}).joined(Balance(raw={"b": 2})).raw == [{"a": 1}, {"b": 2}]
 

@@ -624,7 +624,7 @@ async def test_a_listener_is_optional(clock: ManualClock) -> None:
 async def test_a_change_wakes_waits_for_changes(scene: Scene) -> None:
     """Progress wakes them; a response that looks the same to a user does not."""
     slow, quick = record(progress=0.2), record(progress=0.4)
-    scene.feed.returns(slow, attrs.evolve(slow, answer=b"{}", points=1.0), quick)
+    scene.feed.returns(slow, attrs.evolve(slow, body=b"{}", points=1.0), quick)
     watch = scene.watch()
     assert await scene.poller.refresh(watch) == slow
     changed, ended = scene.change(watch), scene.wait(watch)

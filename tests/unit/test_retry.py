@@ -9,9 +9,9 @@ from fuhu_runway._http.retry import (
     MAY_REPEAT,
     delay_before,
     delays,
+    exponential_intervals,
     fate_of,
-    ladder,
-    repeat,
+    with_retries,
 )
 from fuhu_runway._wire.tables import ENDPOINTS, Replay
 from fuhu_runway.errors import (
@@ -88,7 +88,7 @@ class Sendings:
 
     async def run(self, policy: RetryPolicy = POLICY, task_id: str | None = None) -> object:
         hooks = Hooks([self.events.append])
-        return await repeat(self.send, FREE, policy, self.clock.sleep, hooks, task_id=task_id)
+        return await with_retries(self.send, FREE, policy, self.clock.sleep, hooks, task_id=task_id)
 
 
 # The table
@@ -215,7 +215,7 @@ def test_a_ladder_ends_with_the_interval_that_goes_on(
     arguments: tuple[float, float, float], steps: tuple[float, ...]
 ) -> None:
     """Intervals grow up to the cap, which is the last; a factor of 1 has one that goes on."""
-    assert ladder(*arguments) == pytest.approx(steps)
+    assert exponential_intervals(*arguments) == pytest.approx(steps)
 
 
 # Retries of free requests

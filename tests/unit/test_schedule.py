@@ -156,14 +156,14 @@ def test_what_is_learned_of_one_kind_is_not_used_for_another() -> None:
     """Tasks of another model are still polled at exponential intervals."""
     learner = taught()
     assert learner.gap(OTHER, 50.0, 0.0) is None
-    assert learner.news(OTHER, 50.0, 60.0) is None
+    assert learner.chance(OTHER, 50.0, 60.0) is None
 
 
 def test_a_task_of_no_kind_learns_nothing() -> None:
     """A task that was re-attached by its id is polled at exponential intervals."""
     learner = taught()
     assert learner.gap(None, 50.0, 0.0) is None
-    assert learner.news(None, 50.0, 60.0) is None
+    assert learner.chance(None, 50.0, 60.0) is None
 
 
 def test_polls_come_when_tasks_end() -> None:
@@ -201,7 +201,7 @@ def test_running_tasks_are_counted_for_as_long_as_they_ran() -> None:
                 learner.saw(KIND, age, age + 5, has_ended=duration <= age + 5)
     for duration in durations(40):  # enough of a second batch to be advised
         end(learner, duration)
-    chance = learner.news(KIND, 0.0, 100.0)
+    chance = learner.chance(KIND, 0.0, 100.0)
     assert chance == pytest.approx(0.5, abs=0.1)
 
 
@@ -211,7 +211,7 @@ def test_the_newest_count_most() -> None:
     for median in (100, 110, 120, 130, 140, 150):
         for duration in durations(100, median):
             end(learner, duration)
-    chance = learner.news(KIND, 0.0, 130.0)
+    chance = learner.chance(KIND, 0.0, 130.0)
     assert chance is not None
     assert chance < 0.5
 
@@ -284,7 +284,7 @@ def test_a_poll_after_no_time_teaches_nothing() -> None:
 def test_the_chance_of_an_end_grows_with_time() -> None:
     """The longer ago the last poll of a running task, the likelier its end, from 0 to 1."""
     learner = taught()
-    chances = [learner.news(KIND, 60.0, until) or 0.0 for until in range(60, 1000, 10)]
+    chances = [learner.chance(KIND, 60.0, until) or 0.0 for until in range(60, 1000, 10)]
     assert chances == sorted(chances)
     assert chances[0] == 0
     assert 0.99 < chances[-1] <= 1
@@ -319,7 +319,7 @@ def test_a_service_that_changed_is_followed(median: float) -> None:
     learner = taught()
     for duration in durations(200, median):
         end(learner, duration)
-    chance = learner.news(KIND, 0.0, median)
+    chance = learner.chance(KIND, 0.0, median)
     assert chance == pytest.approx(0.5, abs=0.15)
 
 
@@ -346,7 +346,7 @@ def test_a_journal_is_learned_from() -> None:
     """Twenty durations of a journal give advice at once."""
     learner = Learner(PollPolicy())
     learner.recall([(*KIND, duration) for duration in durations(20)])
-    assert learner.news(KIND, 0.0, 100.0) == pytest.approx(0.5, abs=0.1)
+    assert learner.chance(KIND, 0.0, 100.0) == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_newest_of_a_journal_count_most() -> None:
@@ -354,7 +354,7 @@ def test_the_newest_of_a_journal_count_most() -> None:
     learner = Learner(PollPolicy())
     old, new = durations(200, 50.0), durations(200, 150.0)
     learner.recall([(*KIND, duration) for duration in (*new, *old)])
-    chance = learner.news(KIND, 0.0, 90.0)
+    chance = learner.chance(KIND, 0.0, 90.0)
     assert chance is not None
     assert chance < 0.5
 

@@ -617,7 +617,7 @@ async def test_requests_are_logged(caller: Caller) -> None:
     task_id = await caller.start()
     await caller.send("GET", "/nothing?x=1")
     failed, made, lost = caller.gateway.requests
-    assert (failed.where, failed.status, failed.fault) == ("submit", 502, "Answer")
+    assert (failed.where, failed.status, failed.fault) == ("submit", 502, "Response")
     assert (made.status, made.fault, made.task_id) == (200, None, task_id)
     assert made.body_bytes == len(json.dumps(BODY))
     assert made.headers["Authorization"] == "Bearer sk-simulated"
@@ -657,7 +657,7 @@ async def test_the_repr_shows_the_state(caller: Caller) -> None:
 async def test_the_rate_limit_refuses_requests() -> None:
     """Two requests pass at once and one more each half second; each key has its own limit."""
     answer = faults.TooManyRequests(0.5, form="milliseconds", body="")
-    async with running(rate_limit=2.0, burst=2, rate_limit_answer=answer) as caller:
+    async with running(rate_limit=2.0, burst=2, rate_limit_response=answer) as caller:
         assert [(await caller.submit())[0] for _ in range(3)] == [200, 200, 429]
         await asyncio.sleep(0.5)
         assert [(await caller.submit())[0] for _ in range(2)] == [200, 429]

@@ -139,7 +139,7 @@ async def test_every_option_that_json_can_represent_is_listed() -> None:
         "state_file",
         "control",
     }
-    apart |= {"log_limit", "rate_limit_answer"}
+    apart |= {"log_limit", "rate_limit_response"}
     assert options.keys() - {"base_url", "cdn_url", "control_url", "keeps_state"} == fields - apart
     assert options["callbacks"] == attrs.asdict(Callbacks(times=2))
 
@@ -459,7 +459,7 @@ async def test_the_kinds_are_listed(caller: Caller) -> None:
     assert kinds["faults"]["Slow"]["fields"]["seconds"] == {
         "allowed": "a number from 0 to 1000000000"
     }
-    assert kinds["faults"]["Answer"]["fields"]["headers"]["default"] == {}
+    assert kinds["faults"]["Response"]["fields"]["headers"]["default"] == {}
     assert kinds["faults"]["ExpiredLink"]["where"] == ["download"]
     assert kinds["faults"]["drop_after_accepting"]["description"].startswith(
         "The connection closes"
@@ -489,7 +489,7 @@ async def test_a_fault_ends_when_its_time_is_over(caller: Caller) -> None:
 async def test_an_answer_is_sent_as_planned(caller: Caller) -> None:
     """The client gets the status, headers and body of a planned answer."""
     fault = {
-        "kind": "Answer",
+        "kind": "Response",
         "status": 418,
         "body": "täpot",
         "content_type": "text/plain; charset=utf-8",
@@ -517,29 +517,29 @@ async def test_an_answer_is_sent_as_planned(caller: Caller) -> None:
         ("feed", {"kind": "Slow", "seconds": 1, "then": "Redirect"}, "where", "download"),
         ("feed", "Redirect", "where", "download"),
         ("submit", "NoUrl", "where", "feed"),
-        ("feed", {"kind": "Answer", "status": 99}, "fault.status", "from 200 to 999"),
-        ("feed", {"kind": "Answer", "status": 200.5}, "fault.status", "a whole number"),
-        ("feed", {"kind": "Answer", "status": 200, "headers": []}, "fault.headers", "an object"),
+        ("feed", {"kind": "Response", "status": 99}, "fault.status", "from 200 to 999"),
+        ("feed", {"kind": "Response", "status": 200.5}, "fault.status", "a whole number"),
+        ("feed", {"kind": "Response", "status": 200, "headers": []}, "fault.headers", "an object"),
         (
             "feed",
-            {"kind": "Answer", "status": 200, "headers": {"X": "a\r\nY: b"}},
+            {"kind": "Response", "status": 200, "headers": {"X": "a\r\nY: b"}},
             "fault.headers.X",
             "one line",
         ),
         (
             "feed",
-            {"kind": "Answer", "status": 200, "headers": {"": "a"}},
+            {"kind": "Response", "status": 200, "headers": {"": "a"}},
             "fault.headers",
             "the name of a header",
         ),
         (
             "feed",
-            {"kind": "Answer", "status": 200, "content_type": "\n"},
+            {"kind": "Response", "status": 200, "content_type": "\n"},
             "fault.content_type",
             "one line",
         ),
         ("download", {"kind": "Redirect", "status": 200}, "fault.status", "from 300 to 399"),
-        ("feed", {"kind": "Speaks", "dialect": "klingon"}, "fault.dialect", '"envelope"'),
+        ("feed", {"kind": "OtherDialect", "dialect": "klingon"}, "fault.dialect", '"envelope"'),
         ("feed", {"kind": "error", "status": 400, "code": 1.5}, "fault.code", "text, or a whole"),
         ("feed", {"kind": "refused", "data": ["\ud800"]}, "fault.data", "any JSON"),
         ("feed", {"kind": "TooManyRequests", "form": "weeks"}, "fault.form", '"date"'),
@@ -664,13 +664,13 @@ async def test_duplicates_are_listed(caller: Caller) -> None:
 
 async def test_requests_are_listed_without_control_requests(caller: Caller) -> None:
     """The client's requests are listed in order, and those of the test are not."""
-    await caller.result("POST faults", {"where": "feed", "fault": "Blank"})
+    await caller.result("POST faults", {"where": "feed", "fault": "EmptyFields"})
     task_id = await caller.submit()
     await caller.poll(task_id)
     requests = (await caller.result("GET requests"))["requests"]
     assert [one["where"] for one in requests] == ["submit", "feed"]
     assert requests[0].keys() == {field.name for field in attrs.fields(Seen)}
-    assert (requests[1]["fault"], requests[1]["task_id"]) == ("Blank", task_id)
+    assert (requests[1]["fault"], requests[1]["task_id"]) == ("EmptyFields", task_id)
     polls = await caller.result(f"GET requests?where=feed&origin=api&task_id={task_id}")
     assert polls["requests"] == requests[1:]
     assert (await caller.result("GET requests?origin=cdn"))["requests"] == []
@@ -851,5 +851,5 @@ async def test_each_answer_has_what_the_reference_says(
     answer = await caller.result(
         line, bodies.get(command.path) if command.method == "POST" else None
     )
-    if isinstance(command.answer, dict):
-        assert answer.keys() == command.answer.keys()
+    if isinstance(command.response, dict):
+        assert answer.keys() == command.response.keys()

@@ -248,8 +248,8 @@ async def test_a_huge_answer_comes_in_pieces_and_without_a_length(caller: Caller
     ("fault", "words"),
     [
         (faults.unknown_word(), ("MOONWALKING", "MOONWALKING")),
-        (faults.Words("7", ""), ("7", "")),
-        (faults.Words("1", "succeeded"), ("1", "succeeded")),
+        (faults.StatusWords("7", ""), ("7", "")),
+        (faults.StatusWords("1", "succeeded"), ("1", "succeeded")),
     ],
 )
 async def test_the_feed_may_use_any_words(
@@ -286,8 +286,8 @@ async def test_a_failure_may_have_a_url(caller: Caller, *, refunded: bool, refun
 async def test_an_answer_may_be_blank_or_in_another_dialect(caller: Caller) -> None:
     """One response is empty, the next is dialect C, and the third is right again."""
     task_id = await caller.start()
-    caller.gateway.fault("feed", faults.Blank())
-    caller.gateway.fault("feed", faults.Speaks("official"))
+    caller.gateway.fault("feed", faults.EmptyFields())
+    caller.gateway.fault("feed", faults.OtherDialect("official"))
     assert (await caller.task(task_id))["video_url"] is None
     assert json.loads((await caller.poll(task_id))[1])["status"] == "SUCCEEDED"
     assert (await caller.task(task_id))["status"] == "3"
@@ -295,7 +295,7 @@ async def test_an_answer_may_be_blank_or_in_another_dialect(caller: Caller) -> N
 
 async def test_a_submit_may_be_answered_in_another_dialect(caller: Caller) -> None:
     """The fault's dialect applies to the submit's answer too."""
-    caller.gateway.fault("submit", faults.Speaks("official"))
+    caller.gateway.fault("submit", faults.OtherDialect("official"))
     assert list(json.loads((await caller.submit())[1])) == ["id"]
 
 

@@ -384,7 +384,7 @@ async def test_a_client_that_leaves_within_its_answer_was_not_answered(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A client that disconnects within a long answer causes no log line and no status."""
-    long = faults.Answer(200, "x" * 10_000_000, accepted=True)
+    long = faults.Response(200, "x" * 10_000_000, accepted=True)
     async with running(path) as (gateway, _):
         for fault in (long, faults.Chunked(megabytes=64)):
             gateway.fault("submit", fault)

@@ -194,7 +194,7 @@ def test_every_shape_is_tried_here() -> None:
 @pytest.mark.parametrize("shape", ACCEPTED)
 async def test_a_submit_is_answered_in_any_shape(caller: Caller, shape: str) -> None:
     """Each shape is sent byte for byte, and a task exists."""
-    caller.gateway.fault("submit", faults.Speaks(shape))
+    caller.gateway.fault("submit", faults.OtherDialect(shape))
     got = await caller.submit()
     encoding, content_type = ENCODED.get(shape, ("utf-8", JSON))
     wanted = ACCEPTED[shape].replace("ANSWER", ANSWER).replace("DATA", DATA).replace("REST", REST)
@@ -204,13 +204,13 @@ async def test_a_submit_is_answered_in_any_shape(caller: Caller, shape: str) -> 
         wanted = wanted.replace("WHEN", "1970-01-01T00:00:00.000Z")
     assert (got.status, got.headers["Content-Type"]) == (200, content_type)
     assert text == wanted.replace("ID", caller.task_id)
-    assert caller.gateway.requests[-1].fault == f"Speaks {shape}"
+    assert caller.gateway.requests[-1].fault == f"OtherDialect {shape}"
     assert caller.gateway.submitted == 1
 
 
 async def test_utf_16_comes_with_its_mark(caller: Caller) -> None:
     """The first two bytes are the byte order mark."""
-    caller.gateway.fault("submit", faults.Speaks("utf_16"))
+    caller.gateway.fault("submit", faults.OtherDialect("utf_16"))
     assert (await caller.submit()).body[:2] in {b"\xff\xfe", b"\xfe\xff"}
 
 
@@ -223,7 +223,7 @@ async def test_a_shape_can_be_the_gateways_own_or_a_scripts() -> None:
         await caller.submit(prompt="odd")
         assert (await caller.poll()).data[0]["status"] == "3"
     with pytest.raises(ValueError, match="dialect='nope' is unknown; the dialects are: envelope,"):
-        faults.Speaks("nope")
+        faults.OtherDialect("nope")
 
 
 # Other responses to a poll.
@@ -233,7 +233,7 @@ async def test_a_shape_can_be_the_gateways_own_or_a_scripts() -> None:
 async def test_some_shapes_are_for_submits_alone(caller: Caller, shape: str) -> None:
     """The feed of a gateway that answers submits with a bare id returns the envelope."""
     await caller.submit()
-    caller.gateway.fault("feed", faults.Speaks(shape))
+    caller.gateway.fault("feed", faults.OtherDialect(shape))
     assert (await caller.poll()).data["status"] == "3"
 
 
@@ -660,7 +660,7 @@ def test_an_unknown_known_answer_is_an_error() -> None:
 @pytest.mark.parametrize("status", [307, 401, 402, 403, 404, 408, 409, 425, 444, 460, 499, 600])
 async def test_any_status_can_come_alone(caller: Caller, status: int) -> None:
     """A response may be only a status."""
-    caller.gateway.fault("feed", faults.Answer(status))
+    caller.gateway.fault("feed", faults.Response(status))
     got = await caller.post("/runway/feed", {"task_id": "x"})
     assert (got.status, got.body, got.headers["Content-Length"]) == (status, b"", "0")
 
@@ -678,7 +678,7 @@ QUOTED = {
 @pytest.mark.parametrize("how", QUOTED)
 async def test_a_refusal_may_quote_the_prompt(caller: Caller, how: Any) -> None:
     """The refusal contains the prompt, in one of five spellings."""
-    caller.gateway.fault("submit", faults.Quotes(how))
+    caller.gateway.fault("submit", faults.QuotesPrompt(how))
     got = await caller.submit(prompt=PROMPT)
     message = json.loads(got.body)["error"]["message"]
     assert got.status == 400
@@ -886,10 +886,10 @@ async def test_a_file_may_have_no_etag(caller: Caller, *, last_modified: bool) -
 @pytest.mark.parametrize(
     ("fault", "status", "size"),
     [
-        (faults.Answer(202, '{"s":"wait"}'), 202, 12),
-        (faults.Answer(204), 204, 0),
-        (faults.Answer(404), 404, 0),
-        (faults.Answer(200, "", "video/mp4"), 200, 0),
+        (faults.Response(202, '{"s":"wait"}'), 202, 12),
+        (faults.Response(204), 204, 0),
+        (faults.Response(404), 404, 0),
+        (faults.Response(200, "", "video/mp4"), 200, 0),
         (faults.known("captive_portal"), 200, 140),
     ],
 )
@@ -917,7 +917,7 @@ async def test_weather_depends_on_the_seed() -> None:
             got = [one for one in caller.gateway.requests if one.status == 200]
             assert caller.gateway.submitted == len(got)
     assert runs[0] == runs[1]
-    assert {"Speaks raw_control", "TooManyRequests", None} <= set(runs[0])
+    assert {"OtherDialect raw_control", "TooManyRequests", None} <= set(runs[0])
 
 
 @pytest.mark.parametrize("weather", [-0.1, 1.1])
@@ -930,10 +930,10 @@ def test_weather_is_a_share(weather: float) -> None:
 async def test_plans_come_before_the_weather() -> None:
     """A planned fault happens first; an unknown path has no weather."""
     async with running(weather=1.0) as caller:
-        caller.gateway.fault("submit", faults.Answer(418))
+        caller.gateway.fault("submit", faults.Response(418))
         assert (await caller.submit()).status == 418
         await caller.get("/nowhere")
-        assert [one.fault for one in caller.gateway.requests] == ["Answer", None]
+        assert [one.fault for one in caller.gateway.requests] == ["Response", None]
 
 
 # Valid faults.
@@ -942,17 +942,17 @@ async def test_plans_come_before_the_weather() -> None:
 @pytest.mark.parametrize(
     ("make", "shown"),
     [
-        (lambda: faults.Answer(99), "Answer: status=99 is not a whole number from 200 to 999"),
-        (lambda: faults.Answer(status=True), "Answer: status=True is not a whole number"),
-        (lambda: faults.Answer("200"), "Answer: status='200' is not a whole number"),
-        (lambda: faults.Answer(200, b"x"), "Answer: body=b'x' is not text"),
+        (lambda: faults.Response(99), "Response: status=99 is not a whole number from 200 to 999"),
+        (lambda: faults.Response(status=True), "Response: status=True is not a whole number"),
+        (lambda: faults.Response("200"), "Response: status='200' is not a whole number"),
+        (lambda: faults.Response(200, b"x"), "Response: body=b'x' is not text"),
         (
-            lambda: faults.Answer(200, headers={"a": "b"}),
-            "Answer: headers={'a': 'b'} is not pairs of a header and its value",
+            lambda: faults.Response(200, headers={"a": "b"}),
+            "Response: headers={'a': 'b'} is not pairs of a header and its value",
         ),
         (
-            lambda: faults.Answer(200, headers=(("a", "b\r\nc"),)),
-            r"Answer: headers=\(\('a', 'b\\r\\nc'\),\) is not pairs",
+            lambda: faults.Response(200, headers=(("a", "b\r\nc"),)),
+            r"Response: headers=\(\('a', 'b\\r\\nc'\),\) is not pairs",
         ),
         (lambda: faults.Drop(accepted="yes"), "Drop: accepted='yes' is not true or false"),
         (

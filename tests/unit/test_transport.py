@@ -18,8 +18,8 @@ from fuhu_runway._clock import Clock, LoopClock
 from fuhu_runway._http.deadlines import Deadlines
 from fuhu_runway._http.limiter import RateLimiter
 from fuhu_runway._http.transport import (
-    MAX_ANSWER_BYTES,
     MAX_CUT_BYTES,
+    MAX_RESPONSE_BYTES,
     Body,
     StreamBroken,
     Transport,
@@ -153,7 +153,7 @@ async def test_large_headers_are_read(make: Make, headers: dict[str, str]) -> No
 @pytest.mark.parametrize("kind", [paid, free], ids=lambda kind: kind.__name__)
 async def test_an_endless_answer_is_cut(make: Make, kind: Callable[[str], Request]) -> None:
     """No more than the limit is read, and the start of it is kept, which may name a task."""
-    endless = reply(b"x" * (2 * MAX_ANSWER_BYTES))
+    endless = reply(b"x" * (2 * MAX_RESPONSE_BYTES))
     async with raw_server(endless) as server:
         answer = await make().send(kind(server.url))
     assert (len(answer.body), answer.cut) == (MAX_CUT_BYTES, True)
@@ -161,9 +161,9 @@ async def test_an_endless_answer_is_cut(make: Make, kind: Callable[[str], Reques
 
 async def test_the_largest_answer_is_read(make: Make) -> None:
     """A response of exactly the limit comes whole."""
-    async with raw_server(reply(b"x" * MAX_ANSWER_BYTES)) as server:
+    async with raw_server(reply(b"x" * MAX_RESPONSE_BYTES)) as server:
         answer = await make().send(free(server.url))
-    assert (len(answer.body), answer.cut) == (MAX_ANSWER_BYTES, False)
+    assert (len(answer.body), answer.cut) == (MAX_RESPONSE_BYTES, False)
 
 
 async def test_cookies_are_not_kept(make: Make) -> None:

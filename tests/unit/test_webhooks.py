@@ -359,7 +359,7 @@ async def test_a_re_attached_task_is_woken(gateway: Simulator) -> None:
     """With a secret, the address of the process before wakes the wait of this one."""
     async with scene_of(gateway, secret=SECRET) as scene:
         task_id = (await scene.client.generate(PROMPT)).id
-    gateway.fault("feed", faults.Blank(), times=1)
+    gateway.fault("feed", faults.EmptyFields(), times=1)
     async with scene_of(gateway, secret=SECRET) as scene:
         waiting = asyncio.create_task(scene.client.task(task_id).wait())
         await until(lambda: scene.feeds)

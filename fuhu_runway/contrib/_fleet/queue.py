@@ -369,7 +369,7 @@ class Queue:
             f"{sql} SET value = excluded.value", name=name, value=value
         )
 
-    async def agree(self, name: str, value: str) -> bool:
+    async def set_once(self, name: str, value: str) -> bool:
         """Store a setting that must not change; return whether it has this value."""
         sql = "INSERT INTO fuhu_fleet VALUES (%(name)s, %(value)s) ON CONFLICT DO NOTHING"
         await self.connector.execute_query_async(sql, name=name, value=value)
@@ -421,7 +421,7 @@ class Queue:
 
     async def put(self, keys: Sequence[str], priority: int = 0) -> None:
         """Add these jobs to the queue, for workers to take."""
-        # `tend` adds those that an error leaves out.
+        # `requeue_lost` adds those that an error leaves out.
         with suppress(exceptions.AlreadyEnqueued):
             await self.app.job_manager.batch_defer_jobs_async(
                 [
@@ -464,7 +464,7 @@ class Queue:
 
     # What dead workers leave behind
 
-    async def tend(self, lease: float) -> None:
+    async def requeue_lost(self, lease: float) -> None:
         """Requeue the jobs of dead workers, and those that have no entry in the queue."""
         manager = self.app.job_manager
         async with self._lock("SELECT pg_try_advisory_xact_lock(%s)") as is_mine:

@@ -56,7 +56,7 @@ class Retries(BaseRetryStrategy):
     """Delivers a job again that has not ended."""
 
     def get_retry_decision(self, *, exception: BaseException, job: Any) -> RetryDecision | None:  # noqa: ARG002
-        """Return when to deliver it; None after a defect, where `Queue.tend` does."""
+        """Return when to deliver it; None after a defect, where `Queue.requeue_lost` does."""
         if not isinstance(exception, Again):
             return None
         retry_at = datetime.now(UTC) + timedelta(seconds=exception.seconds)
@@ -108,7 +108,7 @@ class Worker:
                 fetch_job_polling_interval=min(5.0, self.lease / 3),
             )
         )
-        tending = asyncio.create_task(self.tend())
+        requeuing = asyncio.create_task(self.requeue_lost())
         self._fence = fence = asyncio.create_task(self._lease_expires())
         try:
             await asyncio.wait([working, fence], return_when=asyncio.FIRST_COMPLETED)
@@ -125,12 +125,12 @@ class Worker:
                 "Start the worker again.",
             )
         finally:
-            tending.cancel()
+            requeuing.cancel()
             fence.cancel()
             if not working.cancelling():  # a second time would not wait for its jobs
                 working.cancel()
             # They only raise now that the database cannot be reached.
-            await asyncio.gather(tending, fence, working, return_exceptions=True)
+            await asyncio.gather(requeuing, fence, working, return_exceptions=True)
             self._fence = None
             self.queue.connector.has_expired = False
 
@@ -167,12 +167,12 @@ class Worker:
                 await self.journal.flush()
                 break
 
-    async def _let_go_in_time(self) -> None:
+    async def _let_go_at_expiry(self) -> None:
         """Stop this part of the user's App when its lease expires; the App itself continues."""
         await self._lease_expires()
         await self._let_go()
 
-    async def tend(self) -> None:
+    async def requeue_lost(self) -> None:
         """Requeue the jobs of dead workers, and jobs that this one holds without knowing it."""
         lost: set[int] = set()
         task = asyncio.current_task()
@@ -180,7 +180,7 @@ class Worker:
         # The pool of connections may raise its own error when this is cancelled.
         while not task.cancelling():
             try:
-                await self.queue.tend(self.lease)
+                await self.queue.requeue_lost(self.lease)
                 if self._id is not None:
                     # The reply to a fetch was lost if a job is unknown twice: one that is unknown
                     # once may be on its way.
@@ -203,7 +203,7 @@ class Worker:
         self._running.add(job.id)
         self._id = job.worker_id
         if self._fence is None:
-            self._fence = asyncio.create_task(self._let_go_in_time())
+            self._fence = asyncio.create_task(self._let_go_at_expiry())
         try:
             await self._carry_out(key, job.attempts)
         except asyncio.CancelledError:

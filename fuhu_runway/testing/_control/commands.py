@@ -70,7 +70,7 @@ class Command:
     path: str
     run: Run
     #: The fields of the response and their meaning, or the class of each of its rows.
-    answer: Mapping[str, str] | type
+    response: Mapping[str, str] | type
     #: The fields of the body, or of the query for a GET.
     fields: Fields
 
@@ -84,13 +84,13 @@ COMMANDS: Final[list[Command]] = []
 
 
 def command(
-    line: str, answer: Mapping[str, str] | type, fields: Fields | None = None
+    line: str, response: Mapping[str, str] | type, fields: Fields | None = None
 ) -> Callable[[Run], Run]:
     """Return a decorator that adds a function to `COMMANDS`."""
 
     def add(run: Run) -> Run:
         method, path = line.split()
-        COMMANDS.append(Command(method, path, run, answer, fields or {}))
+        COMMANDS.append(Command(method, path, run, response, fields or {}))
         return run
 
     return add

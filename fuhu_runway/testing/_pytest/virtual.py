@@ -172,7 +172,7 @@ class VirtualClock:
             return work
 
         with contextlib.ExitStack() as stack:
-            lead = stack.enter_context(contextlib.closing(Lead()))
+            probe = stack.enter_context(contextlib.closing(LoopbackProbe()))
             now = self.time()
             # Timers that were set before would be due at once.
             timers = self._loop._scheduled  # noqa: SLF001
@@ -181,7 +181,7 @@ class VirtualClock:
             self._now, self._was_virtual = now, True
             self.patience, self._idle_at = patience, now
             stack.callback(self._end)
-            select = _Select(self, selector.select, lead)
+            select = _Select(self, selector.select, probe)
             stack.enter_context(mock.patch.object(selector, "select", select))
             stack.enter_context(mock.patch.object(self._loop, "run_in_executor", run_in_executor))
             yield
@@ -235,7 +235,7 @@ class VirtualClock:
         return left or max(0.0, (self._handed_over_at or now) + handover - now)
 
 
-class Lead:
+class LoopbackProbe:
     """
     A connection over loopback, to wait for bytes in transit.
 
@@ -249,7 +249,7 @@ class Lead:
             self._far, _ = server.accept()
         self._near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def sound(self) -> None:
+    def wait(self) -> None:
         """Wait until all bytes that were sent before have arrived."""
         self._near.sendall(b".")
         self._far.recv(1)
@@ -265,7 +265,7 @@ class _Select:
 
     clock: VirtualClock
     real: Callable[[float | None], list[Any]]
-    lead: Lead
+    probe: LoopbackProbe
 
     def __call__(self, timeout: float | None = None) -> list[Any]:
         clock, events = self.clock, self.real(0)
@@ -296,6 +296,6 @@ class _Select:
                 events = self.real(min(left, TICK))
             else:
                 passes -= 1
-                self.lead.sound()
+                self.probe.wait()
                 events = self.real(0)
         return events or (self.real(self.clock.patience) if self.clock.patience else [])

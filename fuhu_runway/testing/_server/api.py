@@ -14,7 +14,7 @@ from . import bodies as _bodies
 from . import checks as _checks
 from . import dialects as _dialects
 from .accounts import Account
-from .callbacks import Postman
+from .callbacks import CallbackSender
 from .cdn import Files
 from .checks import OFFICIAL_ACTIONS, REVERSE_ACTIONS
 from .exchange import Refused, Reply, Visit, json_reply, too_many_requests
@@ -22,7 +22,7 @@ from .lists import Lists
 from .replies import HTML, JSON
 from .store import Body, Store, amount
 from .story import Moment
-from .visits import MAX_BODY_BYTES, Reception, Route, Work
+from .visits import MAX_BODY_BYTES, RequestHandler, Route, Work
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator
@@ -63,8 +63,8 @@ class Api:
     options: "Simulator"
     store: Store
     files: Files
-    postman: Postman
-    reception: Reception
+    callback_sender: CallbackSender
+    handler: RequestHandler
     _random: Random = attrs.field(init=False)
     _lists: Lists = attrs.field(init=False)
 
@@ -77,7 +77,7 @@ class Api:
         app, options = web.Application(client_max_size=MAX_BODY_BYTES), self.options
 
         def add(verb: str, path: str, where: Where | None, role: Where | None, work: Work) -> None:
-            receive = partial(self.reception.receive, Route(where, role, work))
+            receive = partial(self.handler.receive, Route(where, role, work))
             app.router.add_route(verb, path, receive)
 
         poll = partial(self._poll, options.dialect)
@@ -102,7 +102,7 @@ class Api:
         add("GET", "/api/task/self", "tasks", "tasks", partial(self._list, "tasks"))
         add("GET", "/api/log/token", "charges", "charges", partial(self._list, "charges"))
         add("POST", "/v1/files", "files", None, self._upload)
-        self.files.add_routes(app, self.reception, "api")
+        self.files.add_routes(app, self.handler, "api")
         add("*", "/{tail:.*}", None, None, _lost)
         return app
 
@@ -133,11 +133,11 @@ class Api:
             raw=visit.raw,
             body=body,
             points=points,
-            is_listed=not isinstance(fault, faults.Answer) or fault.listed,
+            is_listed=not isinstance(fault, faults.Response) or fault.listed,
         )
         visit.made = task
         visit.seen.task_id = task.task_id
-        self.postman.follow(task)
+        self.callback_sender.follow(task)
         dialect = task.script.dialect or (
             options.official_dialect if is_official else options.dialect
         )
@@ -154,9 +154,9 @@ class Api:
         urls = self.files.urls(task)
         moment = task.moment(clock, task.age(now), urls)
         match fault:
-            case faults.Words(status, state):
+            case faults.StatusWords(status, state):
                 moment = attrs.evolve(moment, status_word=status, state_word=state)
-            case faults.Blank():
+            case faults.EmptyFields():
                 moment = attrs.evolve(moment, blank=True)
             case faults.VideoUrl(url) if moment.video_url is not None:
                 moment = attrs.evolve(moment, video_url=url)
@@ -170,7 +170,7 @@ class Api:
         return self._reply(moment, task.script.dialect or dialect, fault)
 
     def _reply(self, moment: Moment, dialect: str, fault: Fault | None) -> Reply:
-        if isinstance(fault, faults.Speaks):
+        if isinstance(fault, faults.OtherDialect):
             dialect = fault.dialect
         body, content_type = _dialects.render(moment, dialect, self._random)
         return Reply(200, body, {"Content-Type": content_type})
@@ -198,7 +198,7 @@ class Api:
         account = self._account_of_key(_key(visit, style))
         if account.bucket is not None and not account.bucket.take(visit.seen.at):
             self.store.limited += 1
-            raise Refused(too_many_requests(self.options.rate_limit_answer))
+            raise Refused(too_many_requests(self.options.rate_limit_response))
         return account
 
     def _account_of_key(self, key: str | None) -> Account:

@@ -48,7 +48,7 @@ class Callbacks:
 
 
 @attrs.define
-class Postman:
+class CallbackSender:
     """Sends the callbacks."""
 
     options: "Simulator"

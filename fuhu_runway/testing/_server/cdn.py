@@ -16,7 +16,7 @@ from fuhu_runway.testing.faults import Fault
 from . import bodies as _bodies
 from .exchange import Refused, Reply, Visit, json_reply
 from .store import Origin, SimulatedTask, Store
-from .visits import Reception, Route
+from .visits import RequestHandler, Route
 
 if TYPE_CHECKING:
     from fuhu_runway.testing.simulator import Simulator
@@ -54,23 +54,23 @@ class Files:
         )
         return video, poster, last_frame
 
-    def application(self, reception: Reception) -> web.Application:
+    def application(self, handler: RequestHandler) -> web.Application:
         app = web.Application()
-        self.add_routes(app, reception, "cdn")
+        self.add_routes(app, handler, "cdn")
         lost = Route(None, None, _lost, "cdn")
-        app.router.add_route("*", "/{tail:.*}", partial(reception.receive, lost))
+        app.router.add_route("*", "/{tail:.*}", partial(handler.receive, lost))
         return app
 
-    def add_routes(self, app: web.Application, reception: Reception, origin: Origin) -> None:
+    def add_routes(self, app: web.Application, handler: RequestHandler, origin: Origin) -> None:
         """Serve the files from *origin*."""
         route = Route("download", "download", partial(self._serve, origin), origin)
         if origin == "api" and self.options.media == "redirect":
             # Faults of downloads happen on the other origin.
             route = Route(None, None, self._redirect)
-        app.router.add_get(FOLDER + "/{name}", partial(reception.receive, route))
+        app.router.add_get(FOLDER + "/{name}", partial(handler.receive, route))
         if origin == "cdn":
             uploads = Route(None, None, self._serve_upload, origin)
-            app.router.add_get(UPLOADS + "/{upload}", partial(reception.receive, uploads))
+            app.router.add_get(UPLOADS + "/{upload}", partial(handler.receive, uploads))
 
     def take(self, visit: Visit) -> Reply:
         """Keep the file of a form, and answer with its address (api-facts 11)."""
@@ -82,7 +82,7 @@ class Files:
             if named == "file" and isinstance(body, bytes) and body:
                 name = f"{len(self.uploads) + 1:030}"
                 self.uploads[name] = Reply(200, body, {"Content-Type": part.get_content_type()})
-                answer = {
+                row = {
                     "id": f"file-{name[-24:]}",
                     "object": "file",
                     "bytes": len(body),
@@ -90,7 +90,7 @@ class Files:
                     "filename": part.get_filename("file"),
                     "url": f"{self.origins['cdn']}{UPLOADS}/{name}",
                 }
-                return json_reply(answer)
+                return json_reply(row)
         message = "file is required"
         return json_reply(_bodies.openai_error(message, type="invalid_request_error"), 400)
 

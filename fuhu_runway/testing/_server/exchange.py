@@ -162,7 +162,7 @@ class Visit:
 async def enact(fault: Fault | None, visit: Visit) -> web.StreamResponse:
     """Respond to *visit*, with *fault*; by default one that leaves the connection alone."""
     match fault:
-        case faults.Answer():
+        case faults.Response():
             if fault.accepted:
                 visit.answer(fault)
             visit.head = attrs.evolve(visit.head, headers=(*fault.headers, *visit.head.headers))
@@ -180,7 +180,7 @@ async def enact(fault: Fault | None, visit: Visit) -> web.StreamResponse:
             reply = attrs.evolve(
                 reply, body=gzip.compress(reply.body + bytes(megabytes * MEGABYTE))
             )
-        case faults.Quotes(how, status):
+        case faults.QuotesPrompt(how, status):
             message = f"not allowed: '{QUOTATIONS[how](prompt_of(visit.sent or {}))}'"
             reply = json_reply(_bodies.openai_error(message, type="invalid_request_error"), status)
         case faults.SlowBody(rate):

@@ -32,7 +32,7 @@ BOUNDED: Final[Mapping[tuple[float, float], tuple[str, ...]]] = {
     (102, 199): ("Informational.status",),
     (200, 999): ("status",),
     (300, 399): ("Redirect.status",),
-    (400, 599): ("ExpiredLink.status", "Quotes.status", "expired_status"),
+    (400, 599): ("ExpiredLink.status", "QuotesPrompt.status", "expired_status"),
 }
 BOUNDS: Final = {name: bounds for bounds, names in BOUNDED.items() for name in names}
 

@@ -53,7 +53,7 @@ class Route:
 
 
 @attrs.define
-class Reception:
+class RequestHandler:
     """Receive every request to both origins."""
 
     store: Store

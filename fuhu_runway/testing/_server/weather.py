@@ -25,23 +25,23 @@ _UNPAID: Final = (
 _READS: Final = (
     *_UNPAID,
     faults.Truncated(),
-    faults.Answer(401),
-    faults.Answer(404),
+    faults.Response(401),
+    faults.Response(404),
     *map(faults.known, ("challenge", "captive_portal", "request_failed")),
 )
 _SHAPES: Final = ("bom", "php_warning", "raw_control", "empty_error")
 WEATHER: Final[Mapping[Where, tuple[Fault, ...]]] = {
-    "submit": (*_ANYWHERE, *map(faults.Speaks, _SHAPES)),
+    "submit": (*_ANYWHERE, *map(faults.OtherDialect, _SHAPES)),
     "feed": (
         *_READS,
-        faults.Blank(),
+        faults.EmptyFields(),
         faults.unknown_word(),
         faults.task_not_exist(),
         faults.known("task_not_exist_in_200"),
     ),
     "download": (
         *_UNPAID,
-        faults.Answer(202),
+        faults.Response(202),
         faults.html_page(),
         faults.Redirect(),
         faults.IgnoresRange(),
