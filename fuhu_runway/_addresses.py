@@ -54,8 +54,8 @@ class Address:
     client: "ref[Sessions] | None" = attrs.field(default=None, repr=False)
     #: The submission, until its outcome is known.
     request: Generation | None = attrs.field(default=None, repr=False)
-    #: The key of its job in the journal.
-    job: str | None = attrs.field(default=None, repr=False)
+    #: The key of its job; empty if an earlier process made the address.
+    job: str = attrs.field(default="", repr=False)
     #: When it was made, in Unix seconds.
     made_at: float = attrs.field(default=0.0, repr=False)
     #: The caller's own name for it, and what the caller attached to it.
@@ -99,7 +99,7 @@ class Addresses:
         self,
         client: "Sessions",
         request: Generation,
-        job: str | None,
+        job: str,
         made_at: float,
         *,
         custom_id: str | None = None,
@@ -153,14 +153,14 @@ class Addresses:
         """Return the last part of that URL; a secret."""
         return self._token(address.nonce)
 
-    def nonce_of(self, job: str | None) -> bytes:
+    def nonce_of(self, job: str) -> bytes:
         """
         Return the random part of an address.
 
         With a secret, a job's nonce is made from the job's key, so a webhook still leads to its
         submission after a restart. The address cannot be guessed from the key.
         """
-        if job is None or not self.is_lasting:
+        if not self.is_lasting:
             return secrets.token_bytes(NONCE_BYTES)
         return self._signature(b"job", job.encode("utf-8", "surrogatepass"))[:NONCE_BYTES]
 

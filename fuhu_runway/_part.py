@@ -47,7 +47,6 @@ class Part(Received):
     note: dict[str, Any] = attrs.field(factory=dict)
     #: What its name contains, besides that of the file.
     mark: str = ""
-    is_published: bool = False
 
     @classmethod
     def open(cls, path: Path, task_id: str, mark: str = "") -> "Part":
@@ -98,6 +97,9 @@ class Part(Received):
             if self.digest.hexdigest() == note.get("digest"):
                 return
         self.restart()
+
+    def is_empty(self) -> bool:
+        return not os.fstat(self.file.fileno()).st_size
 
     def restart(self, validator: str | None = None, total: int | None = None) -> None:
         """Discard the bytes, and start from zero with this version of the file."""

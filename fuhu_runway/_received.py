@@ -60,6 +60,8 @@ class Received:
     #: The version of the whole file, as in If-Range, and its size; None if unknown.
     validator: str | None = attrs.field(init=False, default=None)
     total: int | None = attrs.field(init=False, default=None)
+    #: Whether it is whole and saved under its name.
+    is_published: bool = attrs.field(init=False, default=False)
 
     def take(self, data: bytes | memoryview) -> None:
         """Count the next bytes of the file."""

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from ._urls import is_ip_address
@@ -42,14 +43,13 @@ _CODE: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _CUT_OFF: Final = re.compile(r"\.{2,}|…|$")
 # Each is undone at any depth: a text may have been escaped several times on its way. Possessive,
 # so that a text of backslashes is read in linear time.
-_UNIT: Final = re.compile(
-    r"""(?P<utf16>(?:\\++u[0-9a-f]{4})+)
+_ESCAPES: Final = r"""(?P<utf16>(?:\\++u[0-9a-f]{4})+)
     |(?P<percent>(?:%(?:25)*[0-9a-f]{2})+)
     |(?P<entity>&(?:amp;)*(?:\#[0-9]{1,7}|\#x[0-9a-f]{1,6}|[a-z]{2,8});)
-    |(?P<backslash>\\++["'/bfnrt]?)
-    |.""",
-    re.IGNORECASE | re.DOTALL | re.VERBOSE,
-)
+    |(?P<backslash>\\++["'/bfnrt]?)"""
+_ESCAPE: Final = re.compile(_ESCAPES, re.IGNORECASE | re.VERBOSE)
+_UNIT: Final = re.compile(f"{_ESCAPES}|.", re.IGNORECASE | re.DOTALL | re.VERBOSE)
+_SPACE: Final = re.compile(r"[\s+]+")
 _ESCAPED: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -142,16 +142,17 @@ def _shapes(text: str) -> Iterator[tuple[int, int, str]]:
 def _quotes(text: str, secrets: Iterable[str]) -> Iterator[tuple[int, int, str]]:
     """Yield each part of *text* that quotes a secret, and what to show in its place."""
     said, places = _unescaped(text)
+    halves = {said[at : at + RUN // 2] for at in range(len(said))}
     for secret in secrets:
-        plain = _unescaped(secret.strip()[:MAX_SECRET])[0].strip()
+        plain = _plain(secret.strip()[:MAX_SECRET]).strip()
         # Some gateways omit the prefix of a key.
         bare = plain.removeprefix("sk-") if len(plain) >= RUN // 2 else plain
         for form in {plain, bare} - {""}:
-            for start, end in _found(form, said):
+            for start, end in _found(form, said, halves):
                 yield places[start][0], places[end - 1][1], HIDDEN
 
 
-def _found(secret: str, said: str) -> Iterator[tuple[int, int]]:
+def _found(secret: str, said: str, halves: AbstractSet[str]) -> Iterator[tuple[int, int]]:
     """Yield where a secret is in a text: as a whole, a long run of it, or its start, cut off."""
     if len(secret) < RUN:
         whole = re.escape(secret)
@@ -159,10 +160,14 @@ def _found(secret: str, said: str) -> Iterator[tuple[int, int]]:
         whole = rf"(?<!\w){whole}(?!\w)" if len(secret) == 1 else whole
         yield from (match.span() for match in re.finditer(whole, said))
     else:
-        runs = {secret[at : at + RUN] for at in range(len(secret) - RUN + 1)}
-        for at in range(len(said) - RUN + 1):
-            if said[at : at + RUN] in runs:
-                yield at, at + RUN
+        # Each run contains one of these. There may be thousands of secrets: the prompts of all
+        # tasks.
+        parts = (secret[at : at + RUN // 2] for at in range(0, len(secret), RUN // 2))
+        if not halves.isdisjoint(parts):
+            runs = {secret[at : at + RUN] for at in range(len(secret) - RUN + 1)}
+            for at in range(len(said) - RUN + 1):
+                if said[at : at + RUN] in runs:
+                    yield at, at + RUN
     for cut in _CUT_OFF.finditer(said):
         end = cut.start()
         for length in range(min(end, len(secret), RUN), MIN_START - 1, -1):
@@ -181,7 +186,7 @@ def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
     signs: list[str] = []
     places: list[tuple[int, int]] = []
     for unit in _UNIT.finditer(text):
-        for sign in _meaning(unit).lower():
+        for sign in _lower(_meaning(unit)):
             # A URL's query may spell a space with a plus.
             plain = " " if sign == "+" or sign.isspace() else sign
             if plain == " " and signs and signs[-1] == " ":
@@ -190,6 +195,16 @@ def _unescaped(text: str) -> tuple[str, list[tuple[int, int]]]:
                 signs.append(plain)
                 places.append(unit.span())
     return "".join(signs), places
+
+
+def _plain(text: str) -> str:
+    """Return only the first of what `_unescaped` returns, which takes a tenth of the time."""
+    return _SPACE.sub(" ", _lower(_ESCAPE.sub(_meaning, text)))
+
+
+def _lower(text: str) -> str:
+    # Each character on its own: whether it was escaped, and where it stands, must not matter.
+    return "".join(map(str.lower, text))
 
 
 def _meaning(unit: re.Match[str]) -> str:

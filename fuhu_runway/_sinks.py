@@ -3,7 +3,7 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
@@ -46,8 +46,8 @@ class Sink(ABC):
         """Start from zero with this version of the file."""
 
     @abstractmethod
-    async def write(self, data: bytes, total: int | None) -> None:
-        """Append *data*; *total* is the size of the whole file, or None."""
+    async def write(self, data: bytes, total: int | None = None) -> None:
+        """Append *data*; with the last of a body, *total* is the size of the file, if known."""
 
     def refused(
         self, happened: str, advice: str = "Try again later; the task's id stays valid."
@@ -71,6 +71,8 @@ class FileSink(Sink):
     path: Path
     #: What the name of the part contains; see `Part`.
     mark: str = ""
+    #: Whether an existing file may be replaced.
+    overwrite: bool = False
     _part: Part = attrs.field(init=False)
 
     def open(self) -> None:
@@ -87,15 +89,29 @@ class FileSink(Sink):
 
     async def restart(self, validator: str | None = None, total: int | None = None) -> None:
         with self._disk():
-            await in_thread(self._part.restart, validator, total)
+            if self._part.is_empty():
+                self._part.begin(validator, total)
+            else:
+                await in_thread(self._part.restart, validator, total)
 
-    async def write(self, data: bytes, total: int | None) -> None:
+    async def write(self, data: bytes, total: int | None = None) -> None:
         with self._disk():
-            await in_thread(self._part.write, data, total)
+            await in_thread(self._write, data, total)
 
-    async def publish(self, clock: Clock, *, overwrite: bool) -> None:
-        """Rename the part to the file."""
-        publish = partial(self._part.publish, overwrite=overwrite)
+    def _write(self, data: bytes, total: int | None) -> None:
+        part = self._part
+        part.write(data, total)
+        # In the same thread: with many downloads at once, the loop takes longer to come back to
+        # one of them than the disk takes.
+        if part.received == total and not part.boxes.missing:
+            with suppress(PermissionError):  # `publish` tries again
+                part.publish(overwrite=self.overwrite)
+
+    async def publish(self, clock: Clock) -> None:
+        """Rename the part to the file, unless that was done with its last bytes."""
+        if self._part.is_published:
+            return None
+        publish = partial(self._part.publish, overwrite=self.overwrite)
         with self._disk():
             for pause in RENAME_PAUSES:
                 try:
@@ -136,7 +152,7 @@ class MemorySink(Sink):
         self.content.clear()
         self.arrived.begin(validator, total)
 
-    async def write(self, data: bytes, total: int | None) -> None:  # noqa: ARG002
+    async def write(self, data: bytes, total: int | None = None) -> None:  # noqa: ARG002
         self.content += data
         self.arrived.take(data)
 
@@ -175,7 +191,7 @@ class ReaderSink(Sink):
             self._read = self.arrived.received, self.arrived.digest.hexdigest()
         self.arrived.begin(validator, total)
 
-    async def write(self, data: bytes, total: int | None) -> None:  # noqa: ARG002
+    async def write(self, data: bytes, total: int | None = None) -> None:  # noqa: ARG002
         size, digest = self._read
         known = data[: max(0, size - self.arrived.received)]
         self.arrived.take(known)

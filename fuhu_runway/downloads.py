@@ -134,13 +134,13 @@ class Downloader:
             DownloadRefused: The URL returns no clip, or one that is too large.
             UsageError: Nothing can be written there, or the file is already being downloaded.
         """
-        sink = FileSink(source.task_id, path, self.part_mark)
+        sink = FileSink(source.task_id, path, self.part_mark, overwrite)
         with self._reported(sink):
             sink.open()
             try:
                 await sink.resume()
                 await _Download(self, source, sink, max_bytes, on_progress).run()
-                await sink.publish(self.clock, overwrite=overwrite)
+                await sink.publish(self.clock)
                 if pass_on is not None:
                     async with self.transport.until_closed():
                         await pass_on(path)
@@ -229,7 +229,9 @@ class _Download:
         except UsageError as error:
             if error.field != CLIENT:
                 raise
-            raise self.sink.incomplete("The client was closed during the download.") from error
+            if not self.sink.arrived.is_published:
+                happened = "The client was closed during the download."
+                raise self.sink.incomplete(happened) from error
 
     async def _fetch(self) -> None:
         """
@@ -365,6 +367,7 @@ class _Download:
 
     async def _receive(self, stream: Stream, head: "_Head", buffer: bytearray) -> None:
         """Write the body to the sink; if it breaks off, write what has arrived until then."""
+        total: int | None = None
         try:
             while True:
                 received = self.sink.arrived.received + len(buffer)
@@ -379,14 +382,15 @@ class _Download:
                 if len(buffer) >= self.sink.buffer_bytes:
                     # Emptied first, so that a cancelled write is not repeated below.
                     data, buffer = bytes(buffer), bytearray()
-                    await self.sink.write(data, head.total)
+                    await self.sink.write(data)
                 chunk = await stream.read()
                 if not chunk:
+                    total = head.total
                     break
                 buffer += chunk
         finally:
             if buffer:
-                await self.sink.write(bytes(buffer), head.total)
+                await self.sink.write(bytes(buffer), total)
 
     def _too_large(self) -> DownloadRefused:
         return self.sink.refused(

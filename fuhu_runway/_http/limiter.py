@@ -29,6 +29,9 @@ FIRST_RATE: Final = 10.0
 are refused before the limit is known."""
 FASTEST: Final = 1000.0
 """Rate above which requests are not paced, per second; higher values only cost CPU."""
+TIMER_STEP: Final = 0.001
+"""How late timers usually are, in seconds: epoll counts in milliseconds. If more, a user's limit of
+many requests per second is exceeded for a moment; if less, it is not reached."""
 RESPONSES: Final = 5
 """Responses that end a round; if more, a slow pace is judged more reliably, but later."""
 ROUND: Final = 0.3
@@ -148,7 +151,8 @@ class Pace:
         gap = 0.0 if math.isinf(self.rate) else 1 / self.rate
         # From the instant it was due: a late timer must not cost pace. But no credit is saved up:
         # a burst after a pause is what gateways refuse.
-        self._next_at = (now if due_at is None else max(due_at, now - gap / 2)) + gap
+        credit = max(gap / 2, TIMER_STEP)
+        self._next_at = gap + (now if due_at is None else max(due_at, self._next_at, now - credit))
 
     def answered(self, sent_at: float, now: float) -> None:
         """Record a response that was not a refusal."""
@@ -436,7 +440,7 @@ class RateLimiter:
             self._wake()
 
     def _wake(self, due_at: float | None = None) -> None:
-        """Wake every request whose turn has come, the first at *due_at*, and set the timer."""
+        """Wake every request whose turn has come, the first of them at *due_at*; set the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -453,7 +457,6 @@ class RateLimiter:
                 return
             self.in_flight += 1
             self.pace.sent(now, due_at)
-            due_at = None
             self._waiting.popleft().set_result(None)
 
 

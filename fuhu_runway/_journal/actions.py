@@ -86,10 +86,11 @@ def _plan(plan: Plan, now: float, owner: str | None) -> Action[Job]:
     if owner is None:
         # The line may have moved since an earlier run, or may not be known in this one.
         changed = "source = excluded.source WHERE excluded.source != coalesce(job.source, '')"
-        yield f"{_insert(values)} ON CONFLICT (key) DO UPDATE SET {changed}", values
-        job = yield from look_up("key", plan.key)
-        assert job is not None  # noqa: S101  (it was just made, or was there)
-        return job
+        sql = f"{_insert(values)} ON CONFLICT (key) DO UPDATE SET {changed} RETURNING *"
+        rows = (yield sql, values) or (
+            yield "SELECT * FROM job WHERE key = :key", {"key": plan.key}
+        )
+        return job_of(rows[0])
     values["owner"] = owner
     # Another process that was submitting it is dead or frozen: otherwise this one had not got it.
     changed = (

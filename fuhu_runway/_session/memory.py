@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from fuhu_runway._journal.actions import unknown
 from fuhu_runway.journal import CHARGE, Job, JobState, Plan, hash_prompt
 from fuhu_runway.models import usage_error
 
@@ -44,6 +45,12 @@ class Memory:
             if is_old:
                 del self._jobs[first.key]
         return job
+
+    async def step(self, key: str, to: JobState, now: float, **changes: Any) -> Job:
+        """Move a submission that was sent to its next state; see `BaseJournal.step`."""
+        if key not in self._jobs:
+            raise unknown(key)
+        return await Row(self, self._jobs[key]).step(key, to, now, **changes)
 
     async def resolve(
         self,

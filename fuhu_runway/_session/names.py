@@ -96,26 +96,24 @@ class Names:
         task = sessions.remembered(custom_id)
         if task is not None:
             return task
-        doubt: SubmissionInDoubt | None = None
-        if custom_id in self.doubts:
-            doubt = copied(self.doubts[custom_id])
-        elif sessions.journal is not None and submission.plan is None:
+        doubt = self.doubts.get(custom_id)
+        if sessions.journal is not None and submission.plan is None:
             plan = await planned(submission.request, f"id:{custom_id}", custom_id, submission.tag)
             wall = sessions.settings.clock.wall
             job = await sessions.journal.plan(plan, wall())
             task = sessions.task_of(job)
             if task is not None:
                 return task
-            if job.state.is_unanswered:
-                doubt = in_doubt_of(job)
-            elif job.state is JobState.FAILED:
+            # Otherwise a person may have settled it meanwhile.
+            doubt = doubt or in_doubt_of(job) if job.state.is_unanswered else None
+            if job.state is JobState.FAILED:
                 # The request was refused and nothing charged: otherwise it would have a task.
                 await sessions.journal.step(job.key, JobState.PLANNED, wall())
             submission.plan = None if doubt else plan
         if doubt is None:
             return await submission.run()
         if is_reconciled or not await sessions.reconcile_again():
-            raise doubt
+            raise copied(doubt)
         return await self._run(submission, custom_id, is_reconciled=True)
 
 

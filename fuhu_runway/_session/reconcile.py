@@ -146,7 +146,8 @@ class Reconciler:
         found, not_accepted, left = list[Found](), list[str](), list[Left]()
         for job, verdict in zip(doubts, verdicts, strict=True):
             task, reason = verdict.task, verdict.reason
-            if job.key in self._searching and (task is None or _is_recent(verdict, records)):
+            is_searching = self._search_for(job.key) is not None
+            if is_searching and (task is None or _is_recent(verdict, records)):
                 reason = reason or Reason.EARLY  # see rule 2
             if reason is not None:
                 said = _text_of(reason, verdict)
@@ -156,13 +157,20 @@ class Reconciler:
                     await ledger.charge(job.key)
                 left.append(Left(job.key, said, verdict.task_ids, is_charged, job.custom_id))
                 continue
-            is_ours = await self._settle(sessions, session, job, verdict, lists.offset)
+            # In its own task: a cancelled caller must not leave a decision that took no effect.
+            settling = session.follow(self._settle(sessions, session, job, verdict, lists.offset))
+            is_ours = await asyncio.shield(settling)
             if is_ours:  # pragma: no branch  (coverage loses it after an error)
                 if task is None:
                     not_accepted.append(job.key)
                 else:
                     found.append(Found(job.key, task.task_id, str(verdict.proof), job.custom_id))
         return Reconciliation(tuple(found), tuple(not_accepted), tuple(left))
+
+    def _search_for(self, key: str) -> Search | None:
+        """Return the search of a submission; None if its loop was closed before it ended."""
+        search = self._searching.get(key)
+        return None if search is None or search.loop.is_closed() else search
 
     async def _with_log(self, sessions: "Sessions", session: Session) -> Reconciliation:
         """Settle what a search has found, unless the log has been read too often for that."""
@@ -193,7 +201,7 @@ class Reconciler:
             if job.custom_id is not None:
                 sessions.names.doubts.pop(job.custom_id, None)
             return True
-        search = self._searching.get(job.key)
+        search = self._search_for(job.key)
         if search is not None:
             search.task_id = task.task_id
             search.loop.call_soon_threadsafe(search.ended.set)

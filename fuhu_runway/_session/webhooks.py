@@ -44,7 +44,7 @@ def new_address(
     return sessions.addresses.new(
         sessions,
         request,
-        None if sessions.journal is None else plan.key,
+        plan.key,
         sessions.settings.clock.wall(),
         custom_id=custom_id,
         tag=tag,
@@ -133,7 +133,16 @@ async def recover(
     sessions: "Sessions", session: Session, address: "Address", endpoint: str | None = None
 ) -> None:
     """Keep the task of a submission in doubt, if a webhook named it."""
-    request = address.request
+    job = None
+    with suppress(JournalError):
+        job = await sessions.ledger.find(address.job)
+    webhook, request = address.early, address.request
+    if webhook is not None and job and job.task_id is not None and job.state.is_answered:
+        # A person or the gateway's lists settled it, so this is a webhook like any other.
+        address.early = None
+        address.answered(job.task_id)
+        handle(sessions, session, address, webhook)
+        return
     record = await search(sessions, session, address)
     if record is None:
         return
@@ -175,7 +184,7 @@ async def search(
     sessions: "Sessions", session: Session, address: "Address | None"
 ) -> TaskRecord | None:
     """Return the record of the task that a webhook named, if the feed and the journal agree."""
-    addresses, journal, clock = sessions.addresses, sessions.journal, sessions.settings.clock
+    addresses, ledger, clock = sessions.addresses, sessions.ledger, sessions.settings.clock
     if addresses is None or address is None:
         return None
     while address.early is not None and not address.is_sought:
@@ -188,7 +197,7 @@ async def search(
             # A leaked address must not cause a poll with each webhook.
             await session.transport.pause(max(0.0, address.next_search_at - clock.now()))
             address.next_search_at = clock.now() + WEBHOOK_EVERY
-            job = None if journal is None else await journal.find(task_id)
+            job = await ledger.find(task_id)
             # The row itself may already name the task, from a damaged response.
             is_taken = job is not None and job.key != address.job
             if not is_taken and not addresses.is_taken(task_id, address):
@@ -208,8 +217,7 @@ async def search(
             continue
         origin = Origin(clock.now(), address.custom_id, address.tag)
         sessions.settings.unfinished.accepted((FEED, task_id), origin)
-        if journal is not None and address.job is not None:
-            entry = Entry(journal, address.job, clock)
-            await entry.accepted(task_id, address.made_at, proof="webhook")
+        entry = Entry(ledger, address.job, clock)
+        await entry.accepted(task_id, address.made_at, proof="webhook")
         return record
     return None

@@ -235,10 +235,6 @@ def _schedule(
 
 def _smooth(values: Sequence[float]) -> list[float]:
     """Return the sums of each value and its neighbours, the nearer ones counting more."""
-    weights = range(-SMOOTHING, SMOOTHING + 1)
+    weights = [1 - abs(step) / (1 + SMOOTHING) for step in range(-SMOOTHING, SMOOTHING + 1)]
     padded = [*[0.0] * SMOOTHING, *values, *[0.0] * SMOOTHING]
-    return [
-        sum((1 + SMOOTHING - abs(step)) * padded[place + SMOOTHING + step] for step in weights)
-        / (1 + SMOOTHING)
-        for place in range(len(values))
-    ]
+    return [sum(map(operator.mul, weights, padded[place:])) for place in range(len(values))]

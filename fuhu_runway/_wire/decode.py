@@ -210,11 +210,12 @@ def _read_task(reply: Reply) -> TaskRecord:
     if not isinstance(part, dict):
         raise _unlike(reply, part, "an object", part, path)
     found = part.get(dialect.spelling["task_id"])
-    task_id = values.task_id_in(found)
+    # Usually it is the text of the request, which the wait holds anyway.
+    task_id = polled if found == polled else values.task_id_in(found)
     if task_id is None:
         raise _unlike(reply, part, "a task id", found, f"{path}.task_id")
     outer = _reader(dialect)(part)
-    return _fold(task_id, [outer, *_inner(outer.inner)], reply)
+    return _fold(task_id, [outer, *_inner(outer.inner)] if outer.inner else [outer], reply)
 
 
 def _unlike(reply: Reply, part: Any, wanted: str, found: Any, path: str) -> UnreadableReply:
@@ -335,15 +336,16 @@ def _reader(dialect: Dialect) -> Callable[[dict[str, Any]], Level]:
 
 
 def _usual(part: dict[str, Any]) -> dict[str, Any]:
-    """Return *part* with each rare key copied to its usual name, if that is missing."""
-    if not part.keys() & tables.USUAL_KEYS.keys():
-        return part
+    """Return the keys of *part* that have a value, and each rare one also by its usual name."""
+    said = {key: value for key, value in part.items() if value is not None and value != ""}
+    if said.keys().isdisjoint(tables.USUAL_KEYS):
+        return said
     found: dict[str, Any] = {}
     for rare, usual in tables.USUAL_KEYS.items():
         value = part.get(rare)
         if usual not in found and (usual == "status" or values.address_in(value) is not None):
             found[usual] = value
-    return found | {key: value for key, value in part.items() if value is not None}
+    return found | said
 
 
 # Resolving contradictions between the levels (api-facts 3.4)
@@ -383,10 +385,9 @@ def _fold(task_id: str, levels: Sequence[Level], reply: Reply) -> TaskRecord:
         # A status that no source documents may quote a prompt.
         word = redact(word, reply.request.secrets)[:40]
     is_odd = (url or succeeded) and not words.keys().isdisjoint(FAILURES)
-    polled, base = reply.request.task_id, reply.request.url
+    base = reply.request.url
     return TaskRecord(
-        # The same string as in the request, which the wait holds anyway.
-        task_id=polled if polled == task_id else task_id,
+        task_id=task_id,
         state=state,
         word=word,
         progress=seen.progress,
@@ -430,7 +431,7 @@ def _weigh(
     states: Collection[TaskState], url: str | None, *, refunded: bool, against: bool
 ) -> TaskState:
     """Apply the rules of api-facts 3.4, in their order."""
-    failed = next((state for state in FAILURES if state in states), None)
+    failed = next(filter(states.__contains__, FAILURES), None)
     if failed is not None and (not url or refunded or against):
         return failed
     if url:

@@ -103,10 +103,11 @@ def build(
 def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Request:
     """Return the request that polls one task; *endpoint* is the feed or the official task."""
     bare = bare_request(endpoint, gateway, key)
-    url = bare.url.replace("{task_id}", quote(task_id, safe="", errors="replace"))
-    body = None
+    url, body = bare.url, None
     if bare.endpoint.verb == "POST":
         body = json.dumps({**_key_for_body(bare, key), tables.TASK_ID_KEY: task_id}).encode()
+    else:
+        url = url.replace("{task_id}", quote(task_id, safe="", errors="replace"))
     return Request(bare.endpoint, url, bare.headers, body, bare.secrets, task_id)
 
 

@@ -25,7 +25,8 @@ from fuhu_runway import Client, PollPolicy
 from fuhu_runway.hooks import Event, TaskPolled
 
 SIZES: Final = (100, 1_000, 10_000)
-POLLS: Final = 3
+POLLS: Final = 10
+"""As many as for a task of two minutes; what a wait itself costs is spread over them."""
 LEAST: Final = 1_000
 """The least number of waits in a turn, in groups of the size: fewer are over too soon."""
 ROUNDS: Final = 5

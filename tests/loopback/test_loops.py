@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from support import programs
 
-from fuhu_runway.testing import Simulator
+from fuhu_runway.testing import AccountLists, Simulator, faults
 
 THREE_RUNS = """
 client = Client(polling=quick)
@@ -66,6 +66,33 @@ for _ in range(3):
 """
 
 
+CLOSED_DURING_A_SEARCH = """
+from fuhu_runway import Account, Timeouts
+is_listing = asyncio.Event()
+
+def listen(event):
+    if isinstance(event, hooks.RetryScheduled):
+        is_listing.set()
+
+client = Client(account=Account.from_env(), timeouts=Timeouts(late=0.001), hooks=[listen])
+
+async def lose():
+    asyncio.create_task(client.generate("a marked kitten", custom_id="order-7"))
+    await is_listing.wait()
+
+async def main():
+    async with client:
+        report = await client.reconcile()
+        assert [task.id for task in client.unfinished] == [report.found[0].task_id]
+        print((await client.find("order-7")).id, flush=True)
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(lose())
+loop.close()
+asyncio.run(main())
+"""
+
+
 @pytest.mark.parametrize(
     "source",
     [THREE_RUNS, THREE_RUNS_WITH, TWO_LOOPS_AT_ONCE],
@@ -92,3 +119,12 @@ async def test_a_loop_that_ends_under_its_waits(gateway: Simulator) -> None:
     ended = await programs.run(gateway, LEFT_WAITING)
     assert (ended.complaints, ended.code) == ("", 0)
     assert ended.words == [task.task_id for task in gateway.tasks]
+
+
+async def test_a_loop_that_is_closed_during_a_search(gateway: Simulator) -> None:
+    """The task of the lost response is found by another loop."""
+    gateway.lists = AccountLists(refresh=0)
+    gateway.fault("submit", faults.drop_after_accepting())
+    gateway.fault("tasks", faults.not_json())
+    ended = await programs.run(gateway, CLOSED_DURING_A_SEARCH)
+    assert ended.words == [task.task_id for task in gateway.tasks], ended.complaints

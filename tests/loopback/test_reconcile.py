@@ -19,13 +19,14 @@ from fuhu_runway._clock import LoopClock
 from fuhu_runway._session.matching import Reason
 from fuhu_runway.account import Left, Reconciliation
 from fuhu_runway.hooks import (
+    CallbackReceived,
     DoubtSettled,
     ReconciliationFailed,
     SubmissionDoubted,
     SubmissionFound,
     SubmissionUnclaimed,
 )
-from fuhu_runway.journal import CHARGE, Job, JobState
+from fuhu_runway.journal import CHARGE, Job, JobState, Journal
 from fuhu_runway.testing import AccountLists, Simulator, faults
 
 pytestmark = pytest.mark.usefixtures("virtual")
@@ -536,6 +537,45 @@ async def test_what_a_person_settles_meanwhile_is_theirs(
         assert job.proof == "person"
 
 
+async def test_what_a_person_settles_holds_for_the_name(gateway: Simulator, tmp_path: Path) -> None:
+    """The process that remembers the doubt returns the task that a person named."""
+    gateway.fault("submit", LOST)
+    async with client_of(gateway, account=None, journal=tmp_path / "j.db") as client:
+        await in_doubt(client, custom_id="order-7")
+        assert client.journal is not None
+        await client.journal.resolve("order-7", task_id=gateway.tasks[0].task_id)
+        task = await client.generate("a kitten", custom_id="order-7")
+        assert [task.id] == [one.task_id for one in gateway.tasks]
+
+
+class Cancelling(Journal):
+    """A journal whose caller is cancelled as soon as a job is settled."""
+
+    async def resolve(self, *args: Any, **options: Any) -> Job:
+        job = await super().resolve(*args, **options)
+        self.caller.cancel()
+        await asyncio.sleep(0)
+        return job
+
+    caller: "asyncio.Task[Reconciliation]"
+
+
+async def test_a_cancelled_reconciliation_keeps_what_it_found(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """A decision that is on disk takes effect: the task is on the list of unfinished ones."""
+    gateway.fault("submit", LOST)
+    journal = Cancelling(tmp_path / "j.db")
+    async with client_of(gateway, account=None, journal=journal) as client:
+        await in_doubt(client)
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        journal.caller = asyncio.ensure_future(client.reconcile())
+        with pytest.raises(asyncio.CancelledError):
+            await journal.caller
+        await until(lambda: client.unfinished)
+    await journal.aclose()
+
+
 async def test_closing_ends_a_reconciliation(gateway: Simulator) -> None:
     """A client that is closed while the feed is asked says so, and settles nothing."""
     gateway.fault("submit", LOST)
@@ -573,6 +613,55 @@ async def test_a_receiver_and_an_account_find_the_same_task(gateway: Simulator) 
             app.drops_webhooks = False
             assert await task.wait()
             assert client.unfinished == ()
+
+
+async def test_a_doubt_that_a_webhook_settled_is_none(
+    gateway: Simulator, journal: Path | None
+) -> None:
+    """Its task has an owner, so that `reconcile` finds it no second time, nor for another."""
+    gateway.fault("submit", NEVER_SENT)
+    gateway.fault("submit", LOST)
+    async with (
+        receiving() as app,
+        client_of(gateway, callbacks=app.receiver, account=None, journal=journal) as client,
+    ):
+        await in_doubt(client, custom_id="one")
+        await in_doubt(client, custom_id="two")
+        await until(lambda: client.unfinished)
+        (task,) = client.unfinished
+        await task.wait()
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        assert (await reason_left(client)).custom_id == "one"
+        assert await client.find("one") is None
+        assert await client.find("two") is task
+        assert client.unfinished == ()
+
+
+async def test_a_webhook_after_a_reconciliation_is_one_like_any_other(
+    gateway: Simulator, journal: Path | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It finds no task a second time: that one is followed."""
+    gateway.script("a kitten", takes=30_000)  # 30 s
+    gateway.fault("submit", LOST)
+    recorder = EventRecorder()
+    async with (
+        receiving() as app,
+        client_of(
+            gateway, callbacks=app.receiver, account=None, journal=journal, hooks=[recorder]
+        ) as client,
+    ):
+        app.drops_webhooks = True
+        await in_doubt(client, custom_id="one")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        assert len((await client.reconcile()).found) == 1
+        app.drops_webhooks = False
+        task = await client.find("one")
+        assert task
+        await task.wait()
+        await until(lambda: recorder.all(CallbackReceived))
+        assert client.unfinished == ()
+        assert len(recorder.all(SubmissionFound)) == 1
+    assert [line for line in caplog.records if line.levelname == "ERROR"] == []
 
 
 async def test_a_feed_that_shows_no_prompt_leaves_the_doubt(gateway: Simulator) -> None:

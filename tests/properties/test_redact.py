@@ -1,13 +1,16 @@
 """Secrets stay hidden in any surrounding text."""
 
+import html
 import ipaddress
 import json
+from collections.abc import Callable
+from urllib.parse import quote
 
 from hypothesis import given
 from hypothesis import strategies as st
 from properties.strategies import ADDRESSES, MARKED, PROMPTS, nested, texts
 
-from fuhu_runway._redact import HIDDEN, outline, outline_text, redact
+from fuhu_runway._redact import HIDDEN, RUN, outline, outline_text, redact
 
 # No letter, digit or colon, which would make it another word or another address.
 EDGES = st.sampled_from(["", " ", ", ", "（", "：", "。", "\n", "'", '"', "是"])
@@ -75,3 +78,19 @@ def test_an_outline_of_a_truncated_answer_has_no_value_in_it(value: object, lost
     shown = outline_text(text[: max(0, len(text) - lost)])
     assert "MARK" not in shown
     assert len(shown) <= 200
+
+
+SAYING = "the quick brown fox jumps over the lazy dog, ΤΟΥ ΟΔΥΣΣΕΩΣ Ο ΝΟΣΤΟΣ"
+
+
+@given(
+    texts(max_size=50),
+    st.integers(0, len(SAYING) - RUN),
+    st.sampled_from([str, str.upper, json.dumps, quote, html.escape]),
+)
+def test_a_run_of_a_prompt_is_hidden(before: str, cut: int, escape: Callable[[str], str]) -> None:
+    """Any 20 characters of a prompt are, wherever they stand and however they are escaped."""
+    run = escape(SAYING[cut : cut + RUN])
+    shown = redact(f"«{run}»", [f"{before}{SAYING}"])
+    assert HIDDEN in shown
+    assert run.strip('"') not in shown

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import json
+import secrets
 import threading
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -41,10 +42,10 @@ class Scene:
     receiver: CallbackReceiver
     client: Client
 
-    def address(self, job: str | None = None) -> Address:
-        return self.receiver.addresses.new(self.client, KITTEN, job, 1.0)
+    def address(self, job: str = "") -> Address:
+        return self.receiver.addresses.new(self.client, KITTEN, job or secrets.token_hex(), 1.0)
 
-    def token(self, job: str | None = None) -> str:
+    def token(self, job: str = "") -> str:
         return self.receiver.addresses.token(self.address(job))
 
 
@@ -133,7 +134,7 @@ def test_a_slash_at_the_end_makes_no_difference() -> None:
     """Between the public address and the token is one slash."""
     receiver = CallbackReceiver(f"{URL}/")
     addresses = receiver.addresses
-    assert addresses.url(addresses.new(Client(), KITTEN, None, 1.0)).startswith(f"{URL}/")
+    assert addresses.url(addresses.new(Client(), KITTEN, "a", 1.0)).startswith(f"{URL}/")
     assert "//" not in addresses.url(Address(bytes(15))).removeprefix("https://")
 
 
@@ -205,7 +206,7 @@ def test_an_address_keeps_no_client_alive(scene: Scene) -> None:
     """The webhook of a client that is gone goes to the client that is still there."""
     gone = Client()
     scene.receiver.attach(gone)
-    token = scene.receiver.addresses.token(scene.receiver.addresses.new(gone, KITTEN, None, 1.0))
+    token = scene.receiver.addresses.token(scene.receiver.addresses.new(gone, KITTEN, "a", 1.0))
     del gone
     gc.collect()
     assert scene.receiver.deliver(token, DONE) == 204

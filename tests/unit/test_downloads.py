@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,40 @@ async def test_a_large_clip_is_saved(harness: DownloadHarness) -> None:
         )
     assert harness.path.read_bytes() == LARGE
     assert seen == sorted(seen)
+
+
+async def test_a_clip_takes_one_turn_of_a_thread(harness: DownloadHarness) -> None:
+    """Its bytes are written, flushed and renamed together; each turn costs a busy loop more."""
+    turns = 0
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+            nonlocal turns
+            turns += 1
+            return super().submit(*args, **kwargs)
+
+    asyncio.get_running_loop().set_default_executor(Counting())
+    async with raw_server(whole()) as server:
+        await harness.save(server.url)
+    assert turns == 1
+    assert harness.path.read_bytes() == VIDEO
+
+
+async def test_a_body_longer_than_its_range_is_not_saved(harness: DownloadHarness) -> None:
+    """A file is not complete before its body has ended, even if a write ends with its last byte."""
+    start = len(LARGE) - BUFFER_BYTES
+    harness.leave_part(LARGE[:start])
+    span = f"bytes {start}-{len(LARGE) - 1}/{len(LARGE)}"
+    longer = reply(LARGE[start:] + b"more", "206 Partial Content", ETag=TAG, Content_Range=span)
+    async with raw_server(longer[:-4], whole(LARGE)) as server:
+
+        def send_more(progress: Progress) -> None:
+            if progress.received_bytes == len(LARGE) and len(server.requests) == 1:
+                server.writers[0].write(longer[-4:])
+
+        await harness.save(server.url, on_progress=send_more)
+        assert len(server.requests) == 2
+    assert harness.path.read_bytes() == LARGE
 
 
 async def test_the_old_file_stays_until_the_new_one_is_whole(harness: DownloadHarness) -> None:
@@ -543,7 +578,7 @@ async def test_a_rename_is_retried_while_the_file_is_held_open(
     harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On Windows a virus scanner or indexer may hold a file for a moment, as this code does."""
-    rename, failures = Path.replace, [PermissionError(errno.EACCES, "held") for _ in range(3)]
+    rename, failures = Path.replace, [PermissionError(errno.EACCES, "held") for _ in range(4)]
 
     def held(self: Path, target: Path) -> Path:
         if failures:
@@ -658,6 +693,30 @@ async def test_a_cancelled_write_is_written_once(
     assert saving.cancelled()
     assert len(harness.part or b"") >= BUFFER_BYTES
     assert LARGE.startswith(harness.part or b"")
+
+
+async def test_closing_waits_for_the_last_bytes(
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is whole by the time the client has closed is not reported as incomplete."""
+    begun, may_end = threading.Event(), threading.Event()
+    write = Part.write
+
+    def slow(part: Part, data: bytes, total: int | None) -> None:
+        begun.set()
+        may_end.wait()
+        write(part, data, total)
+
+    monkeypatch.setattr(Part, "write", slow)
+    async with raw_server(whole()) as server:
+        saving = asyncio.ensure_future(harness.save(server.url))
+        await until(begun.is_set)
+        harness.downloader.transport.stop()
+        await settle()
+        assert not saving.done()
+        may_end.set()
+        assert await saving == harness.path
+    assert harness.path.read_bytes() == VIDEO
 
 
 async def test_an_error_after_a_cancellation_is_not_logged(

@@ -563,6 +563,17 @@ async def test_a_late_timer_delays_one_request() -> None:
     assert some.offsets == pytest.approx([0.0, 0.6, 1.0, 1.5])
 
 
+async def test_a_fast_pace_does_not_depend_on_the_steps_of_timers() -> None:
+    """If requests are due more often than a timer can fire, those that were due go together."""
+    some = visitors(requests_per_second=4096.0)
+    await some.come(*range(9))
+    some.clock.instant += 4 / 4096  # as late as epoll is
+    await some.clock.advance(0.0)
+    assert some.offsets == [0.0, *[4 / 4096] * 4]
+    await some.clock.advance(1)
+    assert some.offsets[5:] == [number / 4096 for number in range(5, 9)]
+
+
 async def refuse_all(some: Visitors, *numbers: int, retry_after: float | None = None) -> None:
     """Refuse requests one after the other; each leaves before the next is refused."""
     for number in numbers:

@@ -318,6 +318,16 @@ async def test_a_doubt_is_settled_once_and_with_its_own_task() -> None:
     assert await memory.find("t-3") is None
 
 
+async def test_a_webhook_settles_only_what_is_remembered() -> None:
+    """A submission in doubt takes the step to its task, and one that was not accepted does not."""
+    memory = Memory(1e12)
+    await (await sent(memory, "doubt")).step("doubt", JobState.IN_DOUBT, 1.0)
+    job = await memory.step("doubt", JobState.ACCEPTED, 2.0, task_id="t-1", proof="webhook")
+    assert (job.task_id, job.accepted_at, await memory.find("t-1")) == ("t-1", 2.0, job)
+    with pytest.raises(JournalError):
+        await memory.step("unknown", JobState.ACCEPTED, 2.0, task_id="t-2")
+
+
 async def test_prompts_are_hashed_as_plans_are() -> None:
     """The hash of a prompt is that of its submission."""
     assert await Memory(1.0).hash_prompts(["a  kitten "]) == [hash_prompt("a kitten")]
