@@ -17,13 +17,16 @@ Pure. Instants are Unix seconds of the gateway's clock.
 """
 
 import enum
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from typing import TypeVar
 
 import attrs
 
 from .charges import Stretch
 from .records import SECOND, Fit, Listed, Paid, Records, Sent
+
+T = TypeVar("T")
 
 
 class Reason(enum.StrEnum):
@@ -89,8 +92,10 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     left = [one for one in doubts if one.key in verdicts and not verdicts[one.key].task]
     periods = records.periods(absent, left)
     models = {one.model for one in (*waiting, *records.known)} - {None}
+    owned = {one.task_id for one in found}
+    free = [row for row in fitting if row.task_id not in owned]
     for one in absent:
-        over = _left_over(one, found, records)
+        over = _left_over(one, found, free, records)
         verdicts[one.key] = _absent(
             one,
             periods[one.key],
@@ -128,16 +133,26 @@ def _groups(
     doubts: Sequence[Sent], rows: Sequence[Listed], records: Records
 ) -> Iterator[tuple[list[Sent], list[Listed]]]:
     """Yield the doubts that tasks connect, with every task that may be theirs."""
-    edges = {one.key: {row.task_id for row in rows if records.fit(one, row)} for one in doubts}
-    waiting = [one for one in doubts if edges[one.key]]
+    waiting, unseen = list(doubts), list(rows)
+    places = {row.task_id: place for place, row in enumerate(rows)}
     while waiting:
-        group = [waiting.pop(0)]
-        ids = set[str]()
-        for one in group:  # it grows in the loop
-            ids |= edges[one.key]
-            group += [other for other in waiting if edges[other.key] & ids]
-            waiting = [other for other in waiting if other not in group]
-        yield group, [row for row in rows if row.task_id in ids]
+        group, near = [waiting.pop(0)], list[Listed]()
+        for one in group:  # it grows in the loop, and what is left to compare shrinks
+            fitting, unseen = _parted(unseen, [records.fit(one, row) for row in unseen])
+            for row in fitting:
+                more, waiting = _parted(waiting, [records.fit(other, row) for other in waiting])
+                group += more
+            near += fitting
+        if near:
+            yield group, sorted(near, key=lambda row: places[row.task_id])
+
+
+def _parted(things: Iterable[T], fits: Iterable[Fit]) -> tuple[list[T], list[T]]:
+    """Return those that fit, and the others."""
+    fitting, others = list[T](), list[T]()
+    for one, fit in zip(things, fits, strict=True):
+        (fitting if fit else others).append(one)
+    return fitting, others
 
 
 def _held(doubts: Sequence[Sent], rows: Collection[Listed], records: Records) -> Reason | None:
@@ -146,7 +161,12 @@ def _held(doubts: Sequence[Sent], rows: Collection[Listed], records: Records) ->
         return Reason.CUT
     if any(records.fit(one, row) for one in records.in_flight for row in rows):
         return Reason.IN_FLIGHT
-    if any(records.fit(one, row) is Fit.MAYBE for one in doubts for row in rows):
+    bare = [row for row in rows if not row.prompts]
+    if any(
+        records.fit(one, row) is Fit.MAYBE
+        for one in doubts
+        for row in (rows if one.prompt is None else bare)
+    ):
         has_prompts = all(one.prompt is not None for one in doubts)
         return Reason.HIDDEN if has_prompts else Reason.NO_PROMPT
     if len({one.fingerprint for one in doubts}) > 1 and rows:
@@ -188,7 +208,7 @@ def _given(
         ids = tuple(
             row.task_id
             for row in tasks.values()
-            if records.fit(one, row) and (reason is not Reason.UNCLEAR or row.task_id in unsure)
+            if (reason is not Reason.UNCLEAR or row.task_id in unsure) and records.fit(one, row)
         )
         if ids:
             several = reason is Reason.UNCLEAR and len(ids) > 1
@@ -197,22 +217,22 @@ def _given(
     return verdicts
 
 
-def _left_over(doubt: Sent, found: Sequence[Sent], records: Records) -> list[Listed]:
+def _left_over(
+    doubt: Sent, found: Sequence[Sent], free: Sequence[Listed], records: Records
+) -> list[Listed]:
     """
-    Return the tasks without an owner that may be those of a submission or of its equals.
+    Return the *free* tasks that may be those of a submission or of its equals.
 
     Its own task may have been given to an equal submission, whose task is then left over.
     """
-    equal = [doubt]
-    for one in equal:  # it grows in the loop
-        equal += [
-            other
-            for other in found
-            if other not in equal
-            and other.fingerprint == doubt.fingerprint
-            and records.fit(one, records.rows[str(other.task_id)])
-        ]
-    return [row for row in records.free if any(records.fit(one, row) for one in equal)]
+    if not free:
+        return []
+    equal, unseen = [doubt], [one for one in found if one.fingerprint == doubt.fingerprint]
+    for one in equal:  # it grows in the loop, and what is left to compare shrinks
+        rows = [records.rows[str(other.task_id)] for other in unseen]
+        more, unseen = _parted(unseen, [records.fit(one, row) for row in rows])
+        equal += more
+    return [row for row in free if any(records.fit(one, row) for one in equal)]
 
 
 def _absent(

@@ -167,6 +167,8 @@ class Records:
 
     def fit(self, sent: Sent, row: Listed) -> Fit:
         """Compare kind, model, time and prompt."""
+        if sent.prompt and row.prompts and sent.prompt not in row.prompts:
+            return Fit.NO  # first, since it rules out most
         is_model = None in {row.model, sent.model} or row.model == sent.model
         if not is_model or not self.may_be(sent, row):
             return Fit.NO
@@ -175,29 +177,27 @@ class Records:
         if sent.prompt == NO_PROMPT:
             is_bare = Fit.YES if row.routes else Fit.MAYBE
             return Fit.NO if row.prompts else is_bare
-        if not row.prompts:
-            return Fit.MAYBE
-        return Fit.YES if sent.prompt in row.prompts else Fit.NO
+        return Fit.YES if row.prompts else Fit.MAYBE
 
     def reaches(self, doubt: Sent) -> bool:
         """Whether the list was read, beginning before a submission was sent."""
         return self.listed is not None and doubt.sent_at - SLACK >= self.since
 
+    @cached_property
+    def shown(self) -> Sequence[tuple[Sent, Fit]]:
+        """The accepted submissions that prove something, and how well their rows fit them."""
+        known = [(one, self.row_of(one)) for one in self.known if one.is_evidence]
+        return [(one, self.fit(one, row) if row else Fit.NO) for one, row in known]
+
     def shows_all_like(self, doubt: Sent) -> bool:
         """Whether the list shows every known task of the same kind and time, and its prompt."""
         start, end = doubt.sent_at - self.late, doubt.sent_at + self.late
-        alike = [
-            one
-            for one in self.known
-            if one.is_evidence
-            and one.route == doubt.route
+        fits = {
+            fit
+            for one, fit in self.shown
+            if one.route == doubt.route
             and start <= one.sent_at
             and (one.accepted_at or one.sent_at) <= end
-        ]
-        rows = [self.row_of(one) for one in alike]
-        fits = {
-            Fit.NO if row is None else self.fit(one, row)
-            for one, row in zip(alike, rows, strict=True)
         }
         # Prompts may be shown late, or be too many to look up: one shows that they can be compared.
         return Fit.YES in fits and Fit.NO not in fits
@@ -237,6 +237,14 @@ class Records:
     def logged(self) -> Sequence[Sent]:
         """The accepted submissions whose charges the log must show."""
         return [one for one in self.known if self.must_show(one)]
+
+    @cached_property
+    def alike(self) -> Mapping[tuple[str, str | None], Sequence[tuple[Sent, Span]]]:
+        """Those of each kind and model, and when they were charged."""
+        alike: dict[tuple[str, str | None], list[tuple[Sent, Span]]] = {}
+        for one in self.logged:
+            alike.setdefault((one.route, one.model), []).append((one, self.charged(one)))
+        return alike
 
     @cached_property
     def unlogged(self) -> Sequence[Span]:
@@ -284,17 +292,17 @@ class Records:
         another of the requested *models* belongs to that model.
         """
         window = self.window(doubt, SLACK)
-        alike = [one for one in self.logged if (one.route, one.model) == (doubt.route, doubt.model)]
+        alike = self.alike.get((doubt.route, doubt.model), ())
         others = models - {doubt.model}
         instants = sorted(
             charge.charged_at
             for charge in self.charges
             if charge.model not in others and doubt.route in (charge.routes or {doubt.route})
         )
-        known, claim = map(self.charged, alike), {doubt.key: window}
+        known, claim = (span for _, span in alike), {doubt.key: window}
         own = stretches(known, claim, instants, back=self.late)[doubt.key]
         is_shown = any(
-            one.is_evidence and period.start <= one.sent_at <= period.end for one in alike
+            one.is_evidence and period.start <= one.sent_at <= period.end for one, _ in alike
         )
         is_logged = window[0] >= self.charges_since and period.is_whole and own.is_whole
         return is_shown and is_logged and not own.can_be(doubt.key)
@@ -313,16 +321,12 @@ class Records:
         known = self.by_row(self.logged, apart)
         near = stretches(known, claims, self.instants, rivals=self.unlogged)
         wide = stretches(known, claims, self.instants, back=self.late)
-        paid = dict[str, Paid]()
-        for key, one in near.items() if self.charges else ():
-            if wide[key].is_whole and not one.can_be(key):
-                paid[key] = Paid.NO
-            elif wide[key].is_whole and one.must_be(key):
-                paid[key] = Paid.YES
-            elif wide[key].is_whole or wide[key].shown:
-                paid[key] = Paid.MAYBE
-            # Otherwise the log shows none of the known tasks: it is off, or of another kind.
-        return paid
+        # Lists have whole seconds, and equal ones have the same answer.
+        same = dict[Span, Paid | None]()
+        for key, span in claims.items() if self.charges else ():
+            if span not in same:
+                same[span] = _paid(key, near[key], wide[key])
+        return {key: paid for key, span in claims.items() if (paid := same.get(span))}
 
     def by_row(self, known: Iterable[Sent], apart: float) -> list[Span]:
         """Return when accepted submissions were charged, by the rows of their tasks."""
@@ -342,3 +346,13 @@ class Records:
             if assigned(self.by_row(known, apart), self.instants) == len(known):
                 return apart
         return SECOND
+
+
+def _paid(key: str, near: Stretch, wide: Stretch) -> Paid | None:
+    """Return whether a claim was charged; None if the log says nothing about it."""
+    if wide.is_whole and not near.can_be(key):
+        return Paid.NO
+    if wide.is_whole and near.must_be(key):
+        return Paid.YES
+    # If the log shows none of the known tasks, it is off, or of another kind.
+    return Paid.MAYBE if wide.is_whole or wide.shown else None

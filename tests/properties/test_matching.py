@@ -3,11 +3,12 @@
 from collections import Counter
 
 import attrs
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuhu_runway._session.matching import Verdict, decide
-from fuhu_runway._session.records import Charge, Listed, Records, Sent
+from fuhu_runway._session.matching import Proof, Verdict, decide
+from fuhu_runway._session.records import Charge, Fit, Listed, Records, Sent
 
 LATE = 60.0
 INSTANTS = st.integers(0, 30).map(lambda place: place * 10.0)
@@ -168,3 +169,33 @@ def test_nothing_is_paid_twice_and_no_task_has_two_owners(
         else:
             assert owner.state == "in doubt"
             assert owner.sent.fingerprint == jobs[key].sent.fingerprint
+
+
+@attrs.define(eq=False, slots=False)
+class Counting(Records):
+    """Records that count how often a task is compared with a submission."""
+
+    comparisons: Counter[str] = attrs.field(factory=Counter, kw_only=True)
+
+    def fit(self, sent: Sent, row: Listed) -> Fit:
+        self.comparisons["all"] += 1
+        return super().fit(sent, row)
+
+
+@pytest.mark.parametrize("accepted", [0, 100, 200])
+def test_equal_submissions_are_compared_once(accepted: int) -> None:
+    """Comparisons grow with the number of submissions, not with its square."""
+    doubts = [
+        Sent(f"d-{n}", "/pro/generate", "f", 1000.0 + n / 100, None, "kitten") for n in range(200)
+    ]
+    known = [
+        attrs.evolve(one, key=f"k-{n}", task_id=f"k-{n}", accepted_at=one.sent_at)
+        for n, one in enumerate(doubts)
+    ]
+    owners = [*known, *(attrs.evolve(one, task_id=f"t-{one.key}") for one in doubts[:accepted])]
+    rows = [Listed(str(one.task_id), one.sent_at, prompts=frozenset({"kitten"})) for one in owners]
+    records = Counting(5000.0, 600.0, known, listed=rows)
+    verdicts = decide(doubts, records)
+    assert sum(one.task is not None for one in verdicts) == accepted
+    assert sum(one.proof is Proof.LIST for one in verdicts) == len(doubts)
+    assert records.comparisons["all"] < 10 * (len(doubts) + len(rows))
