@@ -149,7 +149,6 @@ class KeyLog:
     server_time: float | None = None
     #: The instant of the oldest row of any kind: older rows may have been cut off.
     starts_at: datetime | None = None
-    is_cut: bool = False  #: Whether the gateway says that there are more rows than it sent.
 
 
 @frozen

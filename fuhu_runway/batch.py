@@ -160,18 +160,17 @@ class Batch:
             await self._sessions.journal.start_run()
             await self._sessions.reconcile_if_possible()
         things: AsyncGenerator[tuple[int, Any], None] | None = self._read()
-        feeder: asyncio.Task[None] | None = None
+        doubts: list[Outcome] = []
         while things is not None:
-            doubts: list[Outcome] = []
             async with aclosing(self._ended(things, doubts)) as ended:
                 async for outcome in ended:
                     yield outcome
-            feeder = feeder or self._feeder
             # After the last job: by now the gateway lists what it has accepted.
             left, things = await self._settled(doubts)
             for outcome in left:
                 self._count(outcome)
                 yield outcome
+        feeder = self._feeder
         if feeder is not None and not (feeder.cancelled() and self._is_stopped):
             feeder.result()
 
@@ -184,7 +183,9 @@ class Batch:
         free = asyncio.Semaphore(self._in_flight)
         ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
         jobs: set[asyncio.Task[Any]] = set()
-        feeder = self._feeder = asyncio.create_task(self._feed(things, free, ended, jobs))
+        feeder = asyncio.create_task(self._feed(things, free, ended, jobs))
+        # The first one reads the source; the jobs of later ones exist, and are not stopped.
+        self._feeder = self._feeder or feeder
         feeder.add_done_callback(ended.put_nowait)
         is_fed = False
         try:
@@ -228,21 +229,32 @@ class Batch:
     async def _settled(
         self, doubts: list[Outcome]
     ) -> tuple[list[Outcome], AsyncGenerator[tuple[int, Any], None] | None]:
-        """Reconcile; return the outcomes that stay in doubt, and the jobs that can go on."""
-        left, going_on = list[Outcome](), list[Outcome]()
+        """
+        Reconcile; return the outcomes that stay in doubt, and the jobs that can go on.
+
+        *doubts* is empty then. If the batch is stopped, what is not sent again is added to it.
+        """
+        left, going_on = list[Outcome](), list[tuple[Outcome, bool]]()
         if doubts:
             await self._sessions.reconcile_if_possible()
-        for one in doubts:
+        while doubts:
+            one = doubts.pop(0)
             # Read from the journal: a webhook or a late search may have settled it.
             job = await self._sessions.job_with(one.key)
             is_over = job is None or job.state.is_unanswered
             is_unsent = job is not None and job.state is JobState.PLANNED
-            (left if is_over or (is_unsent and self._is_stopped) else going_on).append(one)
-        self._custom_ids -= {one.custom_id for one in going_on if one.custom_id is not None}
-        self._own |= {one.key for one in going_on if one.key and not one.resumed}
+            if is_over or (is_unsent and self._is_stopped):
+                left.append(one)
+            else:
+                going_on.append((one, is_unsent))
+        self._custom_ids -= {one.custom_id for one, _ in going_on if one.custom_id is not None}
+        self._own |= {one.key for one, _ in going_on if one.key and not one.resumed}
 
         async def things() -> AsyncGenerator[tuple[int, Any], None]:
-            for one in going_on:
+            for one, is_unsent in going_on:
+                if is_unsent and self._is_stopped:
+                    doubts.append(one)
+                    continue
                 key = one.key if one.custom_id is None else None
                 yield one.index, Item(one.request, one.custom_id, key=key)
 

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import attrs
 
@@ -380,11 +380,6 @@ class RateLimiter:
         """Count one request less in flight."""
         self.in_flight -= 1
         self._wake()
-
-    def hold(self, flight: "asyncio.Task[Any]") -> None:
-        """Count a request whose caller was cancelled, until its response arrives."""
-        self.in_flight += 1
-        flight.add_done_callback(lambda _: self.leave())
 
     def close(self, refusal: Callable[[], Exception]) -> None:
         """Refuse all waiting requests."""

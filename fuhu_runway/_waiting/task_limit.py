@@ -1,9 +1,10 @@
 """The task limit: how many unfinished tasks a client may have in one event loop."""
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from functools import partial
 
 from fuhu_runway.errors import RunwayError, WaitAbandoned
 
@@ -25,7 +26,11 @@ class TaskLimit:
         self._outstanding: set[Watch] = set()
         self._submitting = 0
         self._first = asyncio.Lock()  # first come, first served
-        self._submitted = asyncio.Event()
+        self._changed = asyncio.Event()
+        #: How many submissions wait for a slot or have just got one.
+        self._held = 0
+        #: While there are any, the wait for the end of each unfinished task.
+        self._waits: dict[Watch, asyncio.Task[None]] = {}
 
     @asynccontextmanager
     async def one_more(self, held: Callable[[int], object]) -> AsyncIterator[None]:
@@ -39,25 +44,25 @@ class TaskLimit:
             return
         if self._first.locked() or self._count() >= self.at_most:
             held(self._count())
-        async with self._first:
-            while self._count() >= self.at_most:
-                self._submitted.clear()
-                waits: list[asyncio.Task[Any]] = [
-                    asyncio.create_task(self._submitted.wait()),
-                    *(asyncio.create_task(self._end_of(watch)) for watch in self._outstanding),
-                ]
-                try:
-                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for wait in waits:
-                        wait.cancel()
-                    await asyncio.gather(*waits, return_exceptions=True)
-            self._submitting += 1
+        self._held += 1
+        try:
+            async with self._first:
+                while self._count() >= self.at_most:
+                    self._changed.clear()
+                    self._follow()
+                    await self._changed.wait()
+                self._submitting += 1
+        finally:
+            self._held -= 1
+            if not self._held:
+                for wait in self._waits.values():
+                    wait.cancel()
+                self._waits = {}
         try:
             yield
         finally:
             self._submitting -= 1
-            self._submitted.set()
+            self._changed.set()
 
     def add(self, watch: Watch) -> None:
         """Count a task that was accepted."""
@@ -66,6 +71,21 @@ class TaskLimit:
 
     def _count(self) -> int:
         return self._submitting + len(self._outstanding)
+
+    def _follow(self) -> None:
+        """Wait for the end of every unfinished task that is not waited for."""
+        for watch in self._outstanding - self._waits.keys():
+            wait = self._waits[watch] = asyncio.get_running_loop().create_task(
+                self._end_of(watch), context=contextvars.Context()
+            )
+            wait.add_done_callback(partial(self._ended, watch))
+
+    def _ended(self, watch: Watch, wait: "asyncio.Task[None]") -> None:
+        if self._waits.get(watch) is wait:
+            del self._waits[watch]
+        if not wait.cancelled():
+            wait.exception()  # asyncio reports an error that is never read
+        self._changed.set()
 
     async def _end_of(self, watch: Watch) -> None:
         # A task that can no longer be followed is not counted: it would block submissions for good.

@@ -106,9 +106,8 @@ def read_log(reply: Reply) -> KeyLog:
         GatewayError: The gateway refused for another reason; the subclass says how.
         UnreadableReply: The response is not a log.
     """
-    rows, data = _rows(reply, "log of the key", "the key")
+    rows, _ = _rows(reply, "log of the key", "the key")
     moments = (values.instant_in(row.get(tables.CHARGE_ROW["charged_at"])) for row in rows)
-    total = _count(data.get(tables.TOTAL_KEY))
     kinds = (values.number_in(row.get(tables.CHARGE_ROW["kind"])) for row in rows)
     return KeyLog(
         tuple(
@@ -118,7 +117,6 @@ def read_log(reply: Reply) -> KeyLog:
         ),
         values.http_date(reply.headers.get("date", "")),
         min(filter(None, moments), default=None),
-        is_cut=total is not None and total > len(rows),
     )
 
 

@@ -24,7 +24,7 @@ from support.clock import until
 from support.media import PNG
 from support.relays import relay_to
 
-from fuhu_runway import Item, Limits, TextToVideo
+from fuhu_runway import Client, Item, Limits, TextToVideo
 from fuhu_runway.contrib import _postgres
 from fuhu_runway.contrib._fleet import queue, worker
 from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
@@ -33,7 +33,7 @@ from fuhu_runway.contrib.fleet import Enqueued, Fleet, LeaseExpired
 from fuhu_runway.contrib.local_postgres import LocalPostgres
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
 from fuhu_runway.items import plan_for
-from fuhu_runway.journal import Job, JobState
+from fuhu_runway.journal import BaseJournal, Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
 from fuhu_runway.testing import Simulator, faults
 
@@ -848,6 +848,30 @@ async def test_a_job_that_arrives_when_the_lease_expires_is_not_sent() -> None:
         await one.deliver(context, "id:order-1")
 
 
+@pytest.mark.usefixtures("virtual")
+async def test_a_journal_that_refuses_at_once_is_not_asked_without_a_pause() -> None:
+    """A worker whose lease has expired asks the journal twice a second until it answers."""
+    asked_at: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def flush() -> None:
+        asked_at.append(loop.time())
+        if len(asked_at) < 3:
+            happened, money, advice = "It has newer tables.", "Nothing was sent.", "Update."
+            raise JournalTooNew(happened, money, advice)
+
+    async def aclose() -> None:
+        pass
+
+    one = worker_of()
+    one.journal = cast("BaseJournal", SimpleNamespace(flush=flush))
+    one.client = cast("Client", SimpleNamespace(aclose=aclose))
+    one._started.add("id:order-1")
+    await one._let_go()
+    first, *others = asked_at
+    assert [at - first for at in others] == pytest.approx([PAUSE, 2 * PAUSE], abs=0.1)
+
+
 async def test_a_pool_that_hides_the_cancelling_keeps_no_worker() -> None:
     """Looking after dead workers ends when it is cancelled, whatever the database raises then."""
     asked = asyncio.Event()
@@ -1064,6 +1088,12 @@ def test_a_lease_has_limits(lease: Any) -> None:
     """A lease is a number of seconds from 0.1 to 3600."""
     with pytest.raises(UsageError, match="lease is"):
         Fleet("postgresql://", lease=lease)
+
+
+def test_the_repr_of_a_queue_has_no_url() -> None:
+    """Reports of errors show local variables, and the URL has a password."""
+    url = "postgresql://someone:marked@127.0.0.1/marked"
+    assert "marked" not in repr(Queue(url))
 
 
 def test_its_repr_has_no_url() -> None:

@@ -1011,6 +1011,33 @@ async def test_a_batch_that_was_stopped_sends_nothing_again(
     assert gateway.submitted == 2
 
 
+@pytest.mark.parametrize(
+    ("fault", "seconds", "made"),
+    [(LOST, 0.001, 5), (NEVER_SENT, 30.0, 4)],
+    ids=["accepted", "not accepted"],
+)
+@pytest.mark.usefixtures("used_key")
+async def test_a_batch_that_is_stopped_reports_all_doubts(
+    gateway: Simulator, tmp_path: Path, fault: faults.Drop, seconds: float, made: int
+) -> None:
+    """What was found is followed, and what was not accepted stays in doubt for the caller."""
+    account = Account(gateway.access_token, gateway.user_id, search_seconds=seconds)
+    gateway.fault("submit", fault, times=2)
+    jobs = [TextToVideo(f"kitten {number}") for number in range(5)]
+    async with client_of(gateway, account=account, journal=tmp_path / "j.db") as client:
+        batch = client.batch(jobs, in_flight=1)
+        ended = []
+        async for outcome in batch.outcomes():
+            ended.append(outcome)
+            if len(ended) == 4:  # three without a fault, and the first of the others
+                batch.stop()
+    assert sorted(outcome.index for outcome in ended) == list(range(5))
+    clips = [outcome for outcome in ended if outcome.error is None]
+    assert len(clips) == made
+    assert all(outcome.is_in_doubt for outcome in ended if outcome not in clips)
+    assert gateway.submitted == 1 + len(clips)
+
+
 async def test_a_batch_of_a_closed_client_settles_nothing(
     gateway: Simulator, tmp_path: Path
 ) -> None:

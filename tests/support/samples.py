@@ -95,7 +95,6 @@ LOG: Final[Mapping[str, Any]] = {
     "charges": [],
     "server_time": None,
     "starts_at": None,
-    "is_cut": False,
 }
 ERROR: Final[Mapping[str, Any]] = {
     "code": None,

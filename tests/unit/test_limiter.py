@@ -703,18 +703,6 @@ async def test_the_repr_shows_the_state() -> None:
     assert repr(some.limiter) == text
 
 
-async def test_a_request_that_was_left_in_flight_counts() -> None:
-    """The next request goes in when the response is here, and not when the caller leaves."""
-    some, landed = visitors(requests_in_flight=1), asyncio.Event()
-    async with some.limiter.slot():
-        some.limiter.hold(asyncio.create_task(landed.wait()))
-    await some.come(1)
-    assert some.inside == set()
-    landed.set()
-    await settle()
-    assert some.inside == {1}
-
-
 async def test_closing_refuses_waiting_requests() -> None:
     """A waiting request gets the error; a cancelled one and one in flight do not."""
     some = visitors(requests_in_flight=1)

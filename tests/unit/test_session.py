@@ -1,5 +1,6 @@
 import asyncio
-from typing import Any
+from collections import Counter
+from typing import Any, cast
 
 import aiohttp
 import attrs
@@ -12,12 +13,13 @@ from support.servers import raw_server, reply
 
 from fuhu_runway._clock import LoopClock
 from fuhu_runway._session.session import Session, Settings
+from fuhu_runway._waiting.poller import Poller, Watch
 from fuhu_runway._waiting.task_limit import TaskLimit
 from fuhu_runway._wire.encode import Request
 from fuhu_runway._wire.tables import ENDPOINTS
 from fuhu_runway.errors import NoReply, NotFound, UsageError, WaitAbandoned, WaitTimeout
 from fuhu_runway.hooks import ClientClosed, Hooks
-from fuhu_runway.models import Limits, Timeouts
+from fuhu_runway.models import Limits, TaskRecord, Timeouts
 
 
 def settings(session: aiohttp.ClientSession | None = None) -> Settings:
@@ -211,6 +213,29 @@ async def test_a_task_that_cannot_be_followed_counts_no_more(clock: ManualClock)
     await submit(limit, scene, "t-1")
     await asyncio.gather(asyncio.create_task(submit(limit, scene, "t-2")), clock.advance(5))
     assert scene.feed.polls[0][0] == "t-1"
+
+
+async def test_each_task_is_waited_for_once(clock: ManualClock) -> None:
+    """However many submissions wait for a slot, one after the other."""
+    scene, begun = scene_on(clock), Counter[str]()
+
+    class Counted:
+        is_closed = False
+
+        async def settled(self, watch: Watch, timeout: float | None) -> TaskRecord:
+            begun[watch.task_id] += 1
+            return await scene.poller.settled(watch, timeout)
+
+    limit = TaskLimit(10, cast("Poller", Counted()))
+    for number in range(20):
+        name = f"t-{number}"
+        running = [record(name)] * (number + 1)
+        scene.feed.returns(*running, *([done(name)] if number < 10 else []), task_id=name)
+    waiting = [asyncio.create_task(submit(limit, scene, f"t-{n}")) for n in range(20)]
+    await clock.advance(900)
+    assert all(one.done() for one in waiting)
+    assert set(begun.values()) == {1}
+    assert len(begun) > 10
 
 
 async def test_leaving_the_queue_leaves_nothing(clock: ManualClock) -> None:

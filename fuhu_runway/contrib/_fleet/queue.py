@@ -305,7 +305,7 @@ class Waiting:
 class Queue:
     """The queue in one database."""
 
-    url: str
+    url: str = attrs.field(repr=False)
     app: procrastinate.App = attrs.field(init=False)
     connector: Connector = attrs.field(init=False)
 

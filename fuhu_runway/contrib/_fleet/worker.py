@@ -166,6 +166,7 @@ class Worker:
             with suppress(JournalError):
                 await self.journal.flush()
                 break
+            await asyncio.sleep(PAUSE)  # it may refuse at once
 
     async def _let_go_at_expiry(self) -> None:
         """Stop this part of the user's App when its lease expires; the App itself continues."""
