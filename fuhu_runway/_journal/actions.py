@@ -315,10 +315,11 @@ def ignored() -> Action[set[str]]:
     return {row["task_id"] for row in (yield "SELECT task_id FROM ignored", {})}
 
 
-def forget(key: str) -> Action[None]:
-    """Remove a row."""
+def forget(key: str, state: JobState | None) -> Action[None]:
+    """Remove a row, if it is in this state; None: in any."""
     check(key=key)
-    if not (yield "DELETE FROM job WHERE key = :key RETURNING key", {"key": key}):
+    sql = "DELETE FROM job WHERE key = :key AND state = coalesce(:state, state) RETURNING key"
+    if not (yield sql, {"key": key, "state": state and state.value}):
         raise unknown(key)
 
 

@@ -246,14 +246,18 @@ class BaseJournal(ABC):
         """Return the keyed hash of each prompt, as the rows have it in `prompt_hash`."""
         return await self._perform(lambda: actions.hash_prompts(prompts, self._salt))
 
-    async def forget(self, key: str) -> None:
+    async def forget(self, key: str, state: JobState | None = None) -> None:
         """
-        Remove the row of a job in any state; then nothing records what was paid for it.
+        Remove the row of a job; then nothing records what was paid for it.
+
+        Args:
+            key: The key of the job.
+            state: Remove it only in this state; None removes it in any.
 
         Raises:
-            JournalError: There is no such job.
+            JournalError: There is no such job, or it is in another state.
         """
-        await self._perform(lambda: actions.forget(key))
+        await self._perform(lambda: actions.forget(key, state))
 
     async def find(self, name: str) -> Job | None:
         """Return the first job with this key, task id or custom id; None if there is none."""

@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final, Self
 
 import attrs
@@ -20,6 +20,7 @@ import attrs
 from fuhu_runway._arguments import KEY_VARIABLE, check, mark_of_key
 from fuhu_runway._places import place_of
 from fuhu_runway.client import Client
+from fuhu_runway.errors import JournalError
 from fuhu_runway.items import Item, Source, item_of, numbered, plan_for
 from fuhu_runway.journal import Job, JobState, nth
 from fuhu_runway.models import DEFAULT_WAIT, Limits, usage_error
@@ -370,8 +371,10 @@ class Fleet:
             if job is None and not any(was_there):
                 raise usage_error("name", "There is no such job.", "Use a key from journal.jobs().")
             if job is not None and job.state is JobState.PLANNED:
-                await self.journal.forget(job.key)
-                return None
+                # A worker that was frozen may send it at this moment.
+                with suppress(JournalError):
+                    await self.journal.forget(job.key, JobState.PLANNED)
+                return await self.journal.find(job.key)
             return job
 
     # Working

@@ -364,6 +364,25 @@ async def test_a_job_of_a_dead_worker_can_be_cancelled(
     assert await fleet.left() == 1
 
 
+async def test_a_job_that_is_sent_while_it_is_cancelled_keeps_its_row(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was frozen may send it after its row was read; then it may be paid for."""
+    job = await fleet.journal.plan(await plan_for(NAMED[0]), 0.0)
+    find, reads = fleet.journal.find, iter(range(3))
+
+    async def found(name: str) -> Job | None:
+        found = await find(name)
+        if next(reads) == 1:
+            await fleet.journal.step(job.key, JobState.SUBMITTING, 1.0)
+        return found
+
+    monkeypatch.setattr(fleet.journal, "find", found)
+    left = await fleet.cancel("order-1")
+    assert left is not None
+    assert left.state is JobState.SUBMITTING
+
+
 async def test_the_status_counts_jobs_and_workers(fleet: Fleet, gateway: Simulator) -> None:
     """It has the workers with their heartbeats, what waits and runs, the doubts and the points."""
     gateway.script("a kitten", then="stall")

@@ -181,6 +181,15 @@ async def test_a_job_can_be_forgotten(journal: BaseJournal, state: JobState) -> 
     assert (await job_at(journal, SUBMITTING)).submissions == 1
 
 
+async def test_a_job_in_another_state_is_not_forgotten(journal: BaseJournal) -> None:
+    """A row that has moved on since it was read is kept, if its state is given."""
+    await job_at(journal, SUBMITTING)
+    with pytest.raises(JournalError, match="no job 'k'"):
+        await journal.forget("k", PLANNED)
+    await journal.forget("k", SUBMITTING)
+    assert await journal.jobs() == []
+
+
 async def test_an_unknown_job_cannot_be_forgotten(journal: BaseJournal) -> None:
     """Removing an unknown job is an error, and only the key identifies it."""
     await job_at(journal, ACCEPTED)
