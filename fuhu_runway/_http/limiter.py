@@ -89,33 +89,29 @@ class Pace:
     rate: float = math.inf
     #: How many requests may be in flight.
     room: float = FIRST_ROOM
-    #: No request is sent before this instant.
+    #: No request is sent before this instant; finite only while all requests are held.
     hold_until: float = -math.inf
     #: The rate above which the gateway was found to refuse; infinite while none is known.
     limit: float = math.inf
     _limit_since: float = 0.0
     #: Whether the last round used most of the rate; if not, it showed nothing about a limit.
     is_used: bool = True
-    #: The rate that succeeds: *rate* is higher during a rise, and half of it during a test.
+    #: The rate that has succeeded for longer, or 0: *rate* is higher during a rise, and half of it
+    #: during a test.
     _known: float = 0.0
-    #: The known rate before the rise began; 0 if there was none.
-    _settled: float = 0.0
-    _step: float = 1.0
+    _step: float = STEP
     _rise_at: float = 0.0
-    #: During a test, the rate that was refused and the part of its requests that were; else 0.
+    #: During a test, the rate that was refused; else 0.
     _refused_rate: float = 0.0
-    _refused_part: float = 0.0
-    #: The part of the requests that is refused at any rate.
+    #: The part of the requests that is refused at any rate; during a test, the part to confirm.
     _usual: float = USUAL
-    #: This round, and the instant from which on requests count in it.
-    _began_at: float = -math.inf
-    _counts_since: float = -math.inf
+    #: This round: requests count that were sent since then.
+    _since: float = -math.inf
     _has_refusal: bool = False
     _answers: int = 0
     _passed: int = 0
+    #: Refusals in a row, without those of requests that were sent before the last one was held.
     _in_a_row: int = 0
-    #: How long to wait before a single request is tried, in seconds; 0 while some succeed.
-    _pause: float = 0.0
     _paused_at: float = 0.0
     #: When requests succeeded again after the last pause, and how many have since.
     _resumed_at: float = math.inf
@@ -126,18 +122,13 @@ class Pace:
 
     def __attrs_post_init__(self) -> None:
         if self.at_most is not None:
-            self.rate = self._known = self._settled = self.at_most
+            self.rate = self._known = self.at_most
             self.room = math.inf
 
     @property
     def is_steady(self) -> bool:
         """Return whether the rate is the one that succeeds, neither raised nor tested."""
         return self.rate == self._known
-
-    @property
-    def is_testing(self) -> bool:
-        """Return whether half the rate is tested now, to see whether fewer requests are refused."""
-        return self._refused_rate > 0
 
     def ready_at(self, now: float) -> float:
         """Return the instant at which the next request may be sent."""
@@ -152,32 +143,29 @@ class Pace:
 
     def answered(self, sent_at: float, now: float) -> None:
         """Record a response that was not a refusal."""
-        self._in_a_row = 0
+        is_held, self._in_a_row = self._in_a_row >= IN_A_ROW, 0
         self._since_resumed += 1
-        if not self._known:
-            self._known = FIRST_RATE / 2
+        if self.room == FIRST_ROOM:
             self._go(FIRST_RATE, now)
-        elif self._pause and sent_at >= self.hold_until and self._resumed_at < self._paused_at:
+        elif is_held and sent_at >= self.hold_until and self._resumed_at < self._paused_at:
             self._resume(sent_at, now)
-        if self._pause or self.room == FIRST_ROOM:
-            self._pause, self.hold_until, self.room = 0.0, now, math.inf
+        self.hold_until, self.room = -math.inf, math.inf
         self._resumed_at = min(self._resumed_at, sent_at)
         self._count(sent_at, now, passed=True)
 
     def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
         """Record a refusal."""
-        self._in_a_row += 1
+        self._in_a_row += sent_at >= self.hold_until
         if self._in_a_row < IN_A_ROW:
             self._count(sent_at, now, passed=False)
             return
-        if not self._pause:
-            self._pause, self._paused_at = PATIENCE / 2, now
-            if self._known:
+        if self.hold_until == -math.inf:
+            self._paused_at = now
+            if self.room == math.inf:
                 self.room = 1
-        elif sent_at >= self.hold_until:
-            self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        pause = min(LONGEST_PAUSE, PATIENCE / 2 * 2.0 ** min(9, self._in_a_row - IN_A_ROW))
         asked = min(retry_after or 0.0, self.max_hold)
-        self.hold_until = max(self.hold_until, now + max(self._pause, asked))
+        self.hold_until = max(self.hold_until, now + max(pause, asked))
 
     def close(self) -> None:
         """Do nothing: a pace that is not shared holds nothing open."""
@@ -189,7 +177,7 @@ class Pace:
         rate = max(self.rate, self._known)
         if whole - pause < 60:  # gateways count by the minute: after a longer time it was an outage
             rate = self._known = (1 + USUAL) * self._since_resumed / whole
-        self._settled, self._step, self._rise_at = 0.0, STEP, now + min(120.0, 2 * pause)
+        self._step, self._rise_at = STEP, now + min(120.0, 2 * pause)
         self._refused_rate, self._usual = 0.0, USUAL
         self._resumed_at, self._since_resumed = sent_at, 1
         self._go(rate, now)
@@ -200,23 +188,22 @@ class Pace:
         now = max(now, self.reserved_until)
         if rate > self.rate:
             self._next_at = min(self._next_at, now + 1 / rate)
-        self.rate, self._began_at, self._counts_since = rate, now, now
+        self.rate, self._since = rate, now
         self._answers = self._passed = 0
         self._has_refusal = bool(self._refused_rate)
 
     def _count(self, sent_at: float, now: float, *, passed: bool) -> None:
         """Count a response in this round, and end the round when there are enough."""
-        if sent_at < self._counts_since:
+        if sent_at < self._since:
             return
         if passed and self.rate == math.inf and not self._has_refusal:
             return  # nothing to decide, and this runs for every poll
         rises = self.rate > self._known
         if not passed and not self._has_refusal:
-            if rises and self._settled and self.rate < ANSWERS / PATIENCE:
-                self._known = self._settled  # too slow to learn more than that
-                self._settle(now)
+            if 0 < self._known < self.rate < ANSWERS / PATIENCE:
+                self._settle(now)  # too slow to learn more
             else:  # counts from here: a gateway that allows bursts accepts too much before
-                self._has_refusal, self._counts_since = True, sent_at
+                self._has_refusal, self._since = True, sent_at
                 self._answers = self._passed = 0
             return
         self._answers += 1
@@ -225,8 +212,8 @@ class Pace:
             self._test(now)
             return
         answers, refused = self._answers, self._answers - self._passed
-        span = sent_at - self._counts_since
-        is_quick = self._has_refusal or self._step == 1
+        span = sent_at - self._since
+        is_quick = self._has_refusal or not self._known
         if answers < ANSWERS or span < (ROUND if is_quick else 2 * ROUND):
             return
         usual = answers * self._usual
@@ -234,7 +221,7 @@ class Pace:
         # More than four standard deviations above the usual, or more than half, is not chance.
         if refused > min(usual + 4 * math.sqrt(usual), answers / 2):
             self._lower(refused / answers, max(1, self._passed) / span, now)
-        elif self._step == 1 or not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
+        elif not self._known or not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
             self.is_used = answers / span > 0.7 * self.rate
             if waits or not self.is_used:
                 self._go(self.rate, now)
@@ -243,38 +230,39 @@ class Pace:
 
     def _rise(self, now: float) -> None:
         """Raise the rate after a round in which no more requests than usual were refused."""
-        rises = self.rate > self._known
-        if rises:
-            self._known, self._step = self.rate, min(max(0.5, self._step), 3 * self._step)
-            if self._known == self.at_most or self._known > 4 * self.limit:
+        if self.rate > self._known:
+            self._step = min(0.5, 3 * self._step) if self._known else 1.0
+            # A rise may use up what a bucket has saved, but not for long.
+            if not self._has_refusal and now > self._since + PATIENCE:
+                self._known = self.rate
+            if self.rate > 4 * self.limit:
                 self.limit = math.inf
-        # A rise may use up what a bucket has saved, but not for long.
-        if not rises or (not self._has_refusal and now > self._began_at + PATIENCE):
-            self._settled = self._known
-        self._go(self._known * (1 + self._step), now)
+        if self.rate == self.at_most:
+            self._known, self.limit = self.rate, math.inf
+        self._go(self.rate * (1 + self._step), now)
 
     def _lower(self, refused_part: float, through: float, now: float) -> None:
         """Begin a test at half the rate that succeeds."""
         least = 0.0
-        if self.rate > self._known:  # the rate from before the rise has succeeded for longer
-            least = 0.95 * self._settled
-            if self._settled / 1.5 < through < self._settled * 1.5:
-                through = (through + self._settled) / 2  # few responses measure it only roughly
+        if self.rate > self._known:
+            least = 0.95 * self._known
+            if self._known / 1.5 < through < self._known * 1.5:
+                through = (through + self._known) / 2  # few responses measure it only roughly
         # A little less, so that another client with the same key finds room.
         self._known = max(0.96 * through, least)
-        self._refused_rate, self._refused_part = self.rate, refused_part
+        self._refused_rate, self._usual, self.is_used = self.rate, refused_part, True
         self._go(self._known / 2, now)
 
     def _test(self, now: float) -> None:
         """Decide whether fewer are refused at half the rate, once there are enough responses."""
         refused = self._answers - self._passed
-        expected = self._answers * self._refused_part
+        expected = self._answers * self._usual
         is_clear = expected >= (ANSWERS if refused else ANSWERS / 2)
-        if not is_clear and now < self._began_at + PATIENCE:
+        if not is_clear and now < self._since + PATIENCE:
             return
         refused_rate, self._refused_rate = self._refused_rate, 0.0
         if refused > max(1, expected / 3):
-            self._usual, self._known, self._step = self._refused_part, refused_rate, 1.0
+            self._known = 0.0
             self._go(refused_rate * 2, now)
         else:
             self._usual = USUAL

@@ -209,7 +209,7 @@ class SharedState:
         pace = self.pace
         if pace.room < math.inf or math.isinf(pace.rate):
             return pace.room == pace.rate
-        is_limited = pace.limit < math.inf or pace.at_most is not None or pace.is_testing
+        is_limited = pace.limit < math.inf or pace.at_most is not None
         return not is_limited and not pace.is_used
 
     @property
