@@ -101,8 +101,6 @@ class Pace:
     _known: float = 0.0
     _step: float = STEP
     _rise_at: float = 0.0
-    #: During a test, the rate that was refused; else 0.
-    _refused_rate: float = 0.0
     #: The part of the requests that is refused at any rate; during a test, the part to confirm.
     _usual: float = USUAL
     #: This round: requests count that were sent since then.
@@ -178,7 +176,7 @@ class Pace:
         if whole - pause < 60:  # gateways count by the minute: after a longer time it was an outage
             rate = self._known = (1 + USUAL) * self._since_resumed / whole
         self._step, self._rise_at = STEP, now + min(120.0, 2 * pause)
-        self._refused_rate, self._usual = 0.0, USUAL
+        self._usual = USUAL
         self._resumed_at, self._since_resumed = sent_at, 1
         self._go(rate, now)
 
@@ -190,7 +188,7 @@ class Pace:
             self._next_at = min(self._next_at, now + 1 / rate)
         self.rate, self._since = rate, now
         self._answers = self._passed = 0
-        self._has_refusal = bool(self._refused_rate)
+        self._has_refusal = rate < self._known
 
     def _count(self, sent_at: float, now: float, *, passed: bool) -> None:
         """Count a response in this round, and end the round when there are enough."""
@@ -208,7 +206,7 @@ class Pace:
             return
         self._answers += 1
         self._passed += passed
-        if self._refused_rate:
+        if self.rate < self._known:
             self._test(now)
             return
         answers, refused = self._answers, self._answers - self._passed
@@ -221,7 +219,7 @@ class Pace:
         # More than four standard deviations above the usual, or more than half, is not chance.
         if refused > min(usual + 4 * math.sqrt(usual), answers / 2):
             self._lower(refused / answers, max(1, self._passed) / span, now)
-        elif not self._known or not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
+        elif not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
             self.is_used = answers / span > 0.7 * self.rate
             if waits or not self.is_used:
                 self._go(self.rate, now)
@@ -250,7 +248,7 @@ class Pace:
                 through = (through + self._known) / 2  # few responses measure it only roughly
         # A little less, so that another client with the same key finds room.
         self._known = max(0.96 * through, least)
-        self._refused_rate, self._usual, self.is_used = self.rate, refused_part, True
+        self._usual, self.is_used = refused_part, True
         self._go(self._known / 2, now)
 
     def _test(self, now: float) -> None:
@@ -260,10 +258,9 @@ class Pace:
         is_clear = expected >= (ANSWERS if refused else ANSWERS / 2)
         if not is_clear and now < self._since + PATIENCE:
             return
-        refused_rate, self._refused_rate = self._refused_rate, 0.0
         if refused > max(1, expected / 3):
-            self._known = 0.0
-            self._go(refused_rate * 2, now)
+            rate, self._known = 2 * self._known, 0.0
+            self._go(rate, now)
         else:
             self._usual = USUAL
             self._settle(now)
