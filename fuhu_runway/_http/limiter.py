@@ -96,19 +96,19 @@ class Pace:
     _limit_since: float = 0.0
     #: Whether the last round used most of the rate; if not, it showed nothing about a limit.
     is_used: bool = True
-    #: The rate that has succeeded for longer, or 0: *rate* is higher during a rise, and half of it
-    #: during a test.
-    _known: float = 0.0
-    _step: float = STEP
+    #: The rate that has succeeded for some time; 0 while it is searched for. *rate* is higher
+    #: during a rise, and half of it during a test.
+    known: float = 0.0
     _rise_at: float = 0.0
+    _step: float = STEP
     #: The part of the requests that is refused at any rate; during a test, the part to confirm.
     _usual: float = USUAL
-    #: This round: requests count that were sent since then.
+    #: A round: the requests that were sent since then, and whether that was a refused one.
     _since: float = -math.inf
     _has_refusal: bool = False
     _answers: int = 0
     _passed: int = 0
-    #: Refusals in a row, without those of requests that were sent before the last one was held.
+    #: Refusals in a row; during a pause, only of the requests that were sent after it.
     _in_a_row: int = 0
     _paused_at: float = 0.0
     #: When requests succeeded again after the last pause, and how many have since.
@@ -120,13 +120,8 @@ class Pace:
 
     def __attrs_post_init__(self) -> None:
         if self.at_most is not None:
-            self.rate = self._known = self.at_most
+            self.rate = self.known = self.at_most
             self.room = math.inf
-
-    @property
-    def is_steady(self) -> bool:
-        """Return whether the rate is the one that succeeds, neither raised nor tested."""
-        return self.rate == self._known
 
     def ready_at(self, now: float) -> float:
         """Return the instant at which the next request may be sent."""
@@ -141,11 +136,11 @@ class Pace:
 
     def answered(self, sent_at: float, now: float) -> None:
         """Record a response that was not a refusal."""
-        is_held, self._in_a_row = self._in_a_row >= IN_A_ROW, 0
+        self._in_a_row = 0
         self._since_resumed += 1
         if self.room == FIRST_ROOM:
             self._go(FIRST_RATE, now)
-        elif is_held and sent_at >= self.hold_until and self._resumed_at < self._paused_at:
+        elif -math.inf < self.hold_until <= sent_at:
             self._resume(sent_at, now)
         self.hold_until, self.room = -math.inf, math.inf
         self._resumed_at = min(self._resumed_at, sent_at)
@@ -172,9 +167,10 @@ class Pace:
         """Resume after a pause, at the average rate of success in a window of the gateway."""
         ended_at = min(now, self.hold_until + PATIENCE)  # later requests waited for a caller
         pause, whole = ended_at - self._paused_at, ended_at - self._resumed_at
-        rate = max(self.rate, self._known)
-        if whole - pause < 60:  # gateways count by the minute: after a longer time it was an outage
-            rate = self._known = (1 + USUAL) * self._since_resumed / whole
+        rate = max(self.rate, self.known)
+        # Gateways count by the minute: after a longer time it was an outage.
+        if 0 < whole - pause < 60:
+            rate = self.known = (1 + USUAL) * self._since_resumed / whole
         self._step, self._rise_at = STEP, now + min(120.0, 2 * pause)
         self._usual = USUAL
         self._resumed_at, self._since_resumed = sent_at, 1
@@ -188,17 +184,14 @@ class Pace:
             self._next_at = min(self._next_at, now + 1 / rate)
         self.rate, self._since = rate, now
         self._answers = self._passed = 0
-        self._has_refusal = rate < self._known
+        self._has_refusal = rate < self.known
 
     def _count(self, sent_at: float, now: float, *, passed: bool) -> None:
         """Count a response in this round, and end the round when there are enough."""
-        if sent_at < self._since:
-            return
-        if passed and self.rate == math.inf and not self._has_refusal:
-            return  # nothing to decide, and this runs for every poll
-        rises = self.rate > self._known
+        if sent_at < self._since or (passed and self.rate == math.inf and not self._has_refusal):
+            return  # without a pace there is nothing to decide, and this runs for every poll
         if not passed and not self._has_refusal:
-            if 0 < self._known < self.rate < ANSWERS / PATIENCE:
+            if 0 < self.known < self.rate < ANSWERS / PATIENCE:
                 self._settle(now)  # too slow to learn more
             else:  # counts from here: a gateway that allows bursts accepts too much before
                 self._has_refusal, self._since = True, sent_at
@@ -206,16 +199,16 @@ class Pace:
             return
         self._answers += 1
         self._passed += passed
-        if self.rate < self._known:
+        if self.rate < self.known:
             self._test(now)
             return
         answers, refused = self._answers, self._answers - self._passed
         span = sent_at - self._since
-        is_quick = self._has_refusal or not self._known
+        is_quick = self._has_refusal or not self.known
         if answers < ANSWERS or span < (ROUND if is_quick else 2 * ROUND):
             return
         usual = answers * self._usual
-        waits = not rises and now < self._rise_at
+        waits = self.rate == self.known and now < self._rise_at
         # More than four standard deviations above the usual, or more than half, is not chance.
         if refused > min(usual + 4 * math.sqrt(usual), answers / 2):
             self._lower(refused / answers, max(1, self._passed) / span, now)
@@ -228,28 +221,25 @@ class Pace:
 
     def _rise(self, now: float) -> None:
         """Raise the rate after a round in which no more requests than usual were refused."""
-        if self.rate > self._known:
-            self._step = min(0.5, 3 * self._step) if self._known else 1.0
-            # A rise may use up what a bucket has saved, but not for long.
-            if not self._has_refusal and now > self._since + PATIENCE:
-                self._known = self.rate
-            if self.rate > 4 * self.limit:
-                self.limit = math.inf
-        if self.rate == self.at_most:
-            self._known, self.limit = self.rate, math.inf
+        if self.rate > self.known:
+            self._step = min(0.5, 3 * self._step) if self.known else 1.0
+        is_most = self.rate == self.at_most
+        # A rise may use up what a bucket has saved, but not for long.
+        if is_most or (not self._has_refusal and now > self._since + PATIENCE):
+            self.known = self.rate
+        if is_most or self.rate > 4 * self.limit:
+            self.limit = math.inf
         self._go(self.rate * (1 + self._step), now)
 
     def _lower(self, refused_part: float, through: float, now: float) -> None:
         """Begin a test at half the rate that succeeds."""
-        least = 0.0
-        if self.rate > self._known:
-            least = 0.95 * self._known
-            if self._known / 1.5 < through < self._known * 1.5:
-                through = (through + self._known) / 2  # few responses measure it only roughly
+        least = 0.95 * self.known if self.rate > self.known else 0.0
+        if self.rate > self.known and through < 1.5 * self.known:
+            through = (through + self.known) / 2  # few responses measure it only roughly
         # A little less, so that another client with the same key finds room.
-        self._known = max(0.96 * through, least)
+        self.known = max(0.96 * through, least)
         self._usual, self.is_used = refused_part, True
-        self._go(self._known / 2, now)
+        self._go(self.known / 2, now)
 
     def _test(self, now: float) -> None:
         """Decide whether fewer are refused at half the rate, once there are enough responses."""
@@ -259,7 +249,7 @@ class Pace:
         if not is_clear and now < self._since + PATIENCE:
             return
         if refused > max(1, expected / 3):
-            rate, self._known = 2 * self._known, 0.0
+            rate, self.known = 2 * self.known, 0.0
             self._go(rate, now)
         else:
             self._usual = USUAL
@@ -267,11 +257,11 @@ class Pace:
 
     def _settle(self, now: float) -> None:
         """Keep the known rate; the longer it has been the limit, the later a higher one is due."""
-        if not self.limit / 1.5 < self._known < self.limit * 1.5:
-            self.limit, self._limit_since = self._known, now
+        if not self.limit / 1.5 < self.known < self.limit * 1.5:
+            self.limit, self._limit_since = self.known, now
         held_for = now - self._limit_since
         self._rise_at, self._step = now + max(AGAIN, min(30 * AGAIN, (held_for / 15) ** 2)), STEP
-        self._go(self._known, now)
+        self._go(self.known, now)
 
 
 class RateLimiter:

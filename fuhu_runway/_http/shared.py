@@ -214,7 +214,7 @@ class SharedState:
 
     @property
     def _block(self) -> float:
-        is_steady = self.pace.is_steady or math.isinf(self.pace.rate)
+        is_steady = self.pace.rate in {self.pace.known, math.inf}
         return BLOCK if is_steady else CHANGING_BLOCK
 
     def _turn_of(self, me: Worker, now: float) -> float:
