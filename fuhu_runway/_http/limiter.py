@@ -75,10 +75,11 @@ class Pace:
     """
     A rate that follows the requests that succeed, not those that are refused.
 
-    The rate rises as long as more requests succeed. When more than usual are refused, half as many
-    are sent for a moment: if the same part of them is refused, the rate is not the reason, and it
-    rises again. Otherwise it settles at the rate that succeeded. If everything is refused, requests
-    are sent one at a time. Pure: the caller passes *now*.
+    The rate is doubled until more requests than usual are refused. Then the rate that succeeds is
+    known, and half of it is tested for a moment: if the same part of the requests is refused, the
+    rate is not the reason, and it is doubled again. Otherwise the known rate is kept for a while,
+    and then raised in growing steps. If everything is refused, requests are sent one at a time.
+    Pure: the caller passes *now*.
     """
 
     #: The user's limit; None means no limit.
@@ -96,14 +97,14 @@ class Pace:
     _limit_since: float = 0.0
     #: Whether the last round used most of the rate; if not, it showed nothing about a limit.
     is_used: bool = True
-    #: The rate that has succeeded for some time; 0 while it is searched for. *rate* is higher
-    #: during a rise, and half of it during a test.
+    #: The rate that succeeds; 0 while it is searched for. During a rise *rate* is higher, and
+    #: during a test it is half of it.
     known: float = 0.0
     _rise_at: float = 0.0
     _step: float = STEP
     #: The part of the requests that is refused at any rate; during a test, the part to confirm.
     _usual: float = USUAL
-    #: A round: the requests that were sent since then, and whether that was a refused one.
+    #: A round counts requests that were sent since then: since it began, or its first refusal.
     _since: float = -math.inf
     _has_refusal: bool = False
     _answers: int = 0
@@ -156,7 +157,8 @@ class Pace:
             self._paused_at = now
             if self.room == math.inf:
                 self.room = 1
-        pause = min(LONGEST_PAUSE, PATIENCE / 2 * 2.0 ** min(9, self._in_a_row - IN_A_ROW))
+        doublings = min(9, self._in_a_row - IN_A_ROW)  # a float holds no more than a thousand
+        pause = min(LONGEST_PAUSE, PATIENCE / 2 * 2**doublings)
         asked = min(retry_after or 0.0, self.max_hold)
         self.hold_until = max(self.hold_until, now + max(pause, asked))
 
@@ -212,7 +214,7 @@ class Pace:
         # More than four standard deviations above the usual, or more than half, is not chance.
         if refused > min(usual + 4 * math.sqrt(usual), answers / 2):
             self._lower(refused / answers, max(1, self._passed) / span, now)
-        elif not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
+        elif not self.known or not self._has_refusal or answers >= (20 if waits else 4) * ANSWERS:
             self.is_used = answers / span > 0.7 * self.rate
             if waits or not self.is_used:
                 self._go(self.rate, now)
@@ -249,7 +251,8 @@ class Pace:
         if not is_clear and now < self._since + PATIENCE:
             return
         if refused > max(1, expected / 3):
-            rate, self.known = 2 * self.known, 0.0
+            # About twice the rate that was refused, of which only a part is known.
+            rate, self.known = 3 * self.known, 0.0
             self._go(rate, now)
         else:
             self._usual = USUAL
