@@ -163,8 +163,9 @@ class SharedState:
         pace = Pace(min(limits, default=None), report.max_hold)
         then = stored.pop("pace", {})
         if is_old or then.get("at_most") != pace.at_most:
-            # What was granted stays granted.
-            then = {name: then[name] for name in ("_next_at", "hold_until") if name in then}
+            # What was granted stays granted, and a hold is waited for.
+            held = [then[name] for name in ("_next_at", "hold_until") if name in then]
+            then = {"_next_at": max(held, default=-math.inf)}
             stored = {}
         _filled(pace, {**then, "max_hold": report.max_hold})
         state = _filled(cls(pace, workers), stored)

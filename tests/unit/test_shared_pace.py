@@ -244,6 +244,18 @@ def test_refusals_of_several_workers_add_up() -> None:
     assert tries == [(grant.hold_until,), (), ()]
 
 
+def test_another_limit_ends_no_hold() -> None:
+    """A worker with another limit that comes during a hold gets its first slot at the end."""
+    row = Row()
+    free(row, "a")
+    row.now += 1
+    three = tuple(refused(NOW + n / 10, 30.0) for n in range(3))
+    until = row.exchange("a", at_most=None, responses=three).hold_until
+    assert row.exchange("b", at_most=5.0, wanted=1).slots == ()
+    row.now = until - 0.5
+    assert row.exchange("b", at_most=5.0, wanted=1).slots == (until,)
+
+
 def test_a_success_that_is_reported_late_counts_where_it_belongs() -> None:
     """Refusals with a success between them are not in a row, whichever worker reports first."""
     row = Row()
