@@ -78,10 +78,11 @@ class Pace:
     """
     A rate that follows the requests that succeed, not those that are refused.
 
-    The rate rises as long as more requests succeed. When more than usual are refused, half as many
-    are sent for a moment: if the same part of them is refused, the rate is not the reason, and it
-    rises again. Otherwise it settles at the rate that succeeded. If everything is refused, requests
-    are sent one at a time. Pure: the caller passes *now*.
+    The rate is doubled until more requests than usual are refused. Then the rate that succeeds is
+    known, and half of it is tested for a moment: if the same part of the requests is refused, the
+    rate is not the reason, and it is doubled again. Otherwise the known rate is kept for a while,
+    and then raised in growing steps. If everything is refused, requests are sent one at a time.
+    Pure: the caller passes *now*.
     """
 
     #: The user's limit; None means no limit.
@@ -92,33 +93,27 @@ class Pace:
     rate: float = math.inf
     #: How many requests may be in flight.
     room: float = FIRST_ROOM
-    #: No request is sent before this instant.
+    #: No request is sent before this instant; finite only while all requests are held.
     hold_until: float = -math.inf
     #: The rate above which the gateway was found to refuse; infinite while none is known.
     limit: float = math.inf
     _limit_since: float = 0.0
     #: Whether the last round used most of the rate; if not, it showed nothing about a limit.
     is_used: bool = True
-    #: The rate that succeeds: *rate* is higher during a rise, and half of it during a test.
-    _known: float = 0.0
-    #: The known rate before the rise began; 0 if there was none.
-    _settled: float = 0.0
-    _step: float = 1.0
+    #: The rate that succeeds; 0 while it is searched for. During a rise *rate* is higher, and
+    #: during a test it is half of it.
+    known: float = 0.0
     _rise_at: float = 0.0
-    #: During a test, the rate that was refused and the part of its requests that were; else 0.
-    _refused_rate: float = 0.0
-    _refused_part: float = 0.0
-    #: The part of the requests that is refused at any rate.
+    _step: float = STEP
+    #: The part of the requests that is refused at any rate; during a test, the part to confirm.
     _usual: float = USUAL
-    #: This round, and the instant from which on requests count in it.
-    _began_at: float = -math.inf
-    _counts_since: float = -math.inf
+    #: A round counts requests that were sent since then: since it began, or its first refusal.
+    _since: float = -math.inf
     _has_refusal: bool = False
     _responses: int = 0
     _passed: int = 0
+    #: Refusals in a row; during a pause, only of the requests that were sent after it.
     _in_a_row: int = 0
-    #: How long to wait before a single request is tried, in seconds; 0 while some succeed.
-    _pause: float = 0.0
     _paused_at: float = 0.0
     #: When requests succeeded again after the last pause, and how many have since.
     _resumed_at: float = math.inf
@@ -129,18 +124,8 @@ class Pace:
 
     def __attrs_post_init__(self) -> None:
         if self.at_most is not None:
-            self.rate = self._known = self._settled = self.at_most
+            self.rate = self.known = self.at_most
             self.room = math.inf
-
-    @property
-    def is_steady(self) -> bool:
-        """Return whether the rate is the one that succeeds, neither raised nor tested."""
-        return self.rate == self._known
-
-    @property
-    def is_testing(self) -> bool:
-        """Return whether half the rate is tested now, to see whether fewer requests are refused."""
-        return self._refused_rate > 0
 
     def ready_at(self, now: float) -> float:
         """Return the instant at which the next request may be sent."""
@@ -158,30 +143,28 @@ class Pace:
         """Record a response that was not a refusal."""
         self._in_a_row = 0
         self._since_resumed += 1
-        if not self._known:
-            self._known = FIRST_RATE / 2
+        if self.room == FIRST_ROOM:
             self._go(FIRST_RATE, now)
-        elif self._pause and sent_at >= self.hold_until and self._resumed_at < self._paused_at:
+        elif -math.inf < self.hold_until <= sent_at:
             self._resume(sent_at, now)
-        if self._pause or self.room == FIRST_ROOM:
-            self._pause, self.hold_until, self.room = 0.0, now, math.inf
+        self.hold_until, self.room = -math.inf, math.inf
         self._resumed_at = min(self._resumed_at, sent_at)
         self._count(sent_at, now, passed=True)
 
     def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
         """Record a refusal."""
-        self._in_a_row += 1
+        self._in_a_row += sent_at >= self.hold_until
         if self._in_a_row < IN_A_ROW:
             self._count(sent_at, now, passed=False)
             return
-        if not self._pause:
-            self._pause, self._paused_at = PATIENCE / 2, now
-            if self._known:
+        if self.hold_until == -math.inf:
+            self._paused_at = now
+            if self.room == math.inf:
                 self.room = 1
-        elif sent_at >= self.hold_until:
-            self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        doublings = min(9, self._in_a_row - IN_A_ROW)  # a float holds no more than a thousand
+        pause = min(LONGEST_PAUSE, PATIENCE / 2 * 2**doublings)
         asked = min(retry_after or 0.0, self.max_hold)
-        self.hold_until = max(self.hold_until, now + max(self._pause, asked))
+        self.hold_until = max(self.hold_until, now + max(pause, asked))
 
     def close(self) -> None:
         """Do nothing: a pace that is not shared holds nothing open."""
@@ -190,11 +173,12 @@ class Pace:
         """Resume after a pause, at the average rate of success in a window of the gateway."""
         ended_at = min(now, self.hold_until + PATIENCE)  # later requests waited for a caller
         pause, whole = ended_at - self._paused_at, ended_at - self._resumed_at
-        rate = max(self.rate, self._known)
-        if whole - pause < 60:  # gateways count by the minute: after a longer time it was an outage
-            rate = self._known = (1 + USUAL) * self._since_resumed / whole
-        self._settled, self._step, self._rise_at = 0.0, STEP, now + min(120.0, 2 * pause)
-        self._refused_rate, self._usual = 0.0, USUAL
+        rate = max(self.rate, self.known)
+        # Gateways count by the minute: after a longer time it was an outage.
+        if 0 < whole - pause < 60:
+            rate = self.known = (1 + USUAL) * self._since_resumed / whole
+        self._step, self._rise_at = STEP, now + min(120.0, 2 * pause)
+        self._usual = USUAL
         self._resumed_at, self._since_resumed = sent_at, 1
         self._go(rate, now)
 
@@ -204,41 +188,37 @@ class Pace:
         now = max(now, self.reserved_until)
         if rate > self.rate:
             self._next_at = min(self._next_at, now + 1 / rate)
-        self.rate, self._began_at, self._counts_since = rate, now, now
+        self.rate, self._since = rate, now
         self._responses = self._passed = 0
-        self._has_refusal = bool(self._refused_rate)
+        self._has_refusal = rate < self.known
 
     def _count(self, sent_at: float, now: float, *, passed: bool) -> None:
         """Count a response in this round, and end the round when there are enough."""
-        if sent_at < self._counts_since:
-            return
-        if passed and self.rate == math.inf and not self._has_refusal:
-            return  # nothing to decide, and this runs for every poll
-        rises = self.rate > self._known
+        if sent_at < self._since or (passed and self.rate == math.inf and not self._has_refusal):
+            return  # without a pace there is nothing to decide, and this runs for every poll
         if not passed and not self._has_refusal:
-            if rises and self._settled and self.rate < RESPONSES / PATIENCE:
-                self._known = self._settled  # too slow to learn more than that
-                self._settle(now)
+            if 0 < self.known < self.rate < RESPONSES / PATIENCE:
+                self._settle(now)  # too slow to learn more
             else:  # counts from here: a gateway that allows bursts accepts too much before
-                self._has_refusal, self._counts_since = True, sent_at
+                self._has_refusal, self._since = True, sent_at
                 self._responses = self._passed = 0
             return
         self._responses += 1
         self._passed += passed
-        if self._refused_rate:
+        if self.rate < self.known:
             self._test(now)
             return
         count, refused = self._responses, self._responses - self._passed
-        span = sent_at - self._counts_since
-        is_quick = self._has_refusal or self._step == 1
+        span = sent_at - self._since
+        is_quick = self._has_refusal or not self.known
         if count < RESPONSES or span < (ROUND if is_quick else 2 * ROUND):
             return
         usual = count * self._usual
-        waits = not rises and now < self._rise_at
+        waits = self.rate == self.known and now < self._rise_at
         # More than four standard deviations above the usual, or more than half, is not chance.
         if refused > min(usual + 4 * math.sqrt(usual), count / 2):
             self._lower(refused / count, max(1, self._passed) / span, now)
-        elif self._step == 1 or not self._has_refusal or count >= (20 if waits else 4) * RESPONSES:
+        elif not self.known or not self._has_refusal or count >= (20 if waits else 4) * RESPONSES:
             self.is_used = count / span > 0.7 * self.rate
             if waits or not self.is_used:
                 self._go(self.rate, now)
@@ -247,50 +227,48 @@ class Pace:
 
     def _rise(self, now: float) -> None:
         """Raise the rate after a round in which no more requests than usual were refused."""
-        rises = self.rate > self._known
-        if rises:
-            self._known, self._step = self.rate, min(max(0.5, self._step), 3 * self._step)
-            if self._known == self.at_most or self._known > 4 * self.limit:
-                self.limit = math.inf
+        if self.rate > self.known:
+            self._step = min(0.5, 3 * self._step) if self.known else 1.0
+        is_most = self.rate == self.at_most
         # A rise may use up what a bucket has saved, but not for long.
-        if not rises or (not self._has_refusal and now > self._began_at + PATIENCE):
-            self._settled = self._known
-        self._go(self._known * (1 + self._step), now)
+        if is_most or (not self._has_refusal and now > self._since + PATIENCE):
+            self.known = self.rate
+        if is_most or self.rate > 4 * self.limit:
+            self.limit = math.inf
+        self._go(self.rate * (1 + self._step), now)
 
     def _lower(self, refused_part: float, through: float, now: float) -> None:
         """Begin a test at half the rate that succeeds."""
-        least = 0.0
-        if self.rate > self._known:  # the rate from before the rise has succeeded for longer
-            least = 0.95 * self._settled
-            if self._settled / 1.5 < through < self._settled * 1.5:
-                through = (through + self._settled) / 2  # few responses measure it only roughly
+        least = 0.95 * self.known if self.rate > self.known else 0.0
+        if self.rate > self.known and through < 1.5 * self.known:
+            through = (through + self.known) / 2  # few responses measure it only roughly
         # A little less, so that another client with the same key finds room.
-        self._known = max(0.96 * through, least)
-        self._refused_rate, self._refused_part = self.rate, refused_part
-        self._go(self._known / 2, now)
+        self.known = max(0.96 * through, least)
+        self._usual, self.is_used = refused_part, True
+        self._go(self.known / 2, now)
 
     def _test(self, now: float) -> None:
         """Decide whether fewer are refused at half the rate, once there are enough responses."""
         refused = self._responses - self._passed
-        expected = self._responses * self._refused_part
+        expected = self._responses * self._usual
         is_clear = expected >= (RESPONSES if refused else RESPONSES / 2)
-        if not is_clear and now < self._began_at + PATIENCE:
+        if not is_clear and now < self._since + PATIENCE:
             return
-        refused_rate, self._refused_rate = self._refused_rate, 0.0
         if refused > max(1, expected / 3):
-            self._usual, self._known, self._step = self._refused_part, refused_rate, 1.0
-            self._go(refused_rate * 2, now)
+            # About twice the rate that was refused, of which only a part is known.
+            rate, self.known = 3 * self.known, 0.0
+            self._go(rate, now)
         else:
             self._usual = USUAL
             self._settle(now)
 
     def _settle(self, now: float) -> None:
         """Keep the known rate; the longer it has been the limit, the later a higher one is due."""
-        if not self.limit / 1.5 < self._known < self.limit * 1.5:
-            self.limit, self._limit_since = self._known, now
+        if not self.limit / 1.5 < self.known < self.limit * 1.5:
+            self.limit, self._limit_since = self.known, now
         held_for = now - self._limit_since
         self._rise_at, self._step = now + max(AGAIN, min(30 * AGAIN, (held_for / 15) ** 2)), STEP
-        self._go(self._known, now)
+        self._go(self.known, now)
 
 
 class RateLimiter:

@@ -163,8 +163,9 @@ class SharedState:
         pace = Pace(min(limits, default=None), report.max_hold)
         then = stored.pop("pace", {})
         if is_old or then.get("at_most") != pace.at_most:
-            # What was granted stays granted.
-            then = {name: then[name] for name in ("_next_at", "hold_until") if name in then}
+            # What was granted stays granted, and a hold is waited for.
+            held = [then[name] for name in ("_next_at", "hold_until") if name in then]
+            then = {"_next_at": max(held, default=-math.inf)}
             stored = {}
         _filled(pace, {**then, "max_hold": report.max_hold})
         state = _filled(cls(pace, workers), stored)
@@ -209,12 +210,12 @@ class SharedState:
         pace = self.pace
         if pace.room < math.inf or math.isinf(pace.rate):
             return pace.room == pace.rate
-        is_limited = pace.limit < math.inf or pace.at_most is not None or pace.is_testing
+        is_limited = pace.limit < math.inf or pace.at_most is not None
         return not is_limited and not pace.is_used
 
     @property
     def _block(self) -> float:
-        is_steady = self.pace.is_steady or math.isinf(self.pace.rate)
+        is_steady = self.pace.rate in {self.pace.known, math.inf}
         return BLOCK if is_steady else CHANGING_BLOCK
 
     def _turn_of(self, me: Worker, now: float) -> float:

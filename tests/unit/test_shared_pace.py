@@ -190,7 +190,7 @@ def unused(row: Row, **changes: float) -> None:
     free(row, "a", "b")
     state = SharedState.load(row.text, report(at_most=None), row.now)
     state.pace.rate = 10.0
-    state.pace._began_at = state.pace._counts_since = NOW
+    state.pace._since = NOW
     for number in range(5):
         state.pace.answered(NOW + number, NOW + number)
     for name, value in changes.items():
@@ -211,13 +211,25 @@ def test_workers_that_need_little_of_a_rate_need_no_slots() -> None:
     assert len(row.exchange("a", at_most=None, wanted=1).slots) == 1
 
 
-@pytest.mark.parametrize("changes", [{"limit": 10.0}, {"_refused_rate": 20.0}])
-def test_a_limit_is_kept_however_little_is_needed(changes: dict[str, float]) -> None:
-    """Once a limit is known, or is being looked for, every request needs a slot."""
+def test_a_limit_is_kept_however_little_is_needed() -> None:
+    """Once a limit is known, every request needs a slot."""
     row = Row()
-    unused(row, **changes)
+    unused(row, limit=10.0)
     row.now += 5
     assert len(row.exchange("a", at_most=None, wanted=1).slots) == 1
+
+
+def test_while_a_limit_is_looked_for_every_request_needs_a_slot() -> None:
+    """After two thirds of the requests were refused, half the rate is granted in slots."""
+    row = Row()
+    unused(row)
+    row.now += 6
+    responses = tuple(
+        passed(NOW + 5 + n / 10) if n in {1, 4} else refused(NOW + 5 + n / 10) for n in range(6)
+    )
+    row.exchange("a", at_most=None, responses=responses)
+    grant = row.exchange("a", at_most=None, wanted=1)
+    assert (len(grant.slots), grant.rate < 5, grant.limit) == (1, True, math.inf)
 
 
 def test_refusals_of_several_workers_add_up() -> None:
@@ -232,6 +244,18 @@ def test_refusals_of_several_workers_add_up() -> None:
     assert tries == [(grant.hold_until,), (), ()]
 
 
+def test_another_limit_ends_no_hold() -> None:
+    """A worker with another limit that comes during a hold gets its first slot at the end."""
+    row = Row()
+    free(row, "a")
+    row.now += 1
+    three = tuple(refused(NOW + n / 10, 30.0) for n in range(3))
+    until = row.exchange("a", at_most=None, responses=three).hold_until
+    assert row.exchange("b", at_most=5.0, wanted=1).slots == ()
+    row.now = until - 0.5
+    assert row.exchange("b", at_most=5.0, wanted=1).slots == (until,)
+
+
 def test_a_success_that_is_reported_late_counts_where_it_belongs() -> None:
     """Refusals with a success between them are not in a row, whichever worker reports first."""
     row = Row()
@@ -240,7 +264,7 @@ def test_a_success_that_is_reported_late_counts_where_it_belongs() -> None:
     row.exchange("a", at_most=None, responses=(refused(NOW + 0.5, 30.0), refused(NOW + 0.7, 30.0)))
     later = (passed(NOW + 0.6), refused(NOW + 0.8, 30.0))
     grant = row.exchange("b", at_most=None, responses=later)
-    assert grant.hold_until == NOW
+    assert grant.hold_until == -math.inf
 
 
 def test_a_worker_that_was_killed_delays_what_is_learned_by_little() -> None:
@@ -251,7 +275,7 @@ def test_a_worker_that_was_killed_delays_what_is_learned_by_little() -> None:
         row.exchange(worker, at_most=None, wanted=1)
     row.now += 0.9
     three = tuple(refused(NOW + n / 10) for n in range(3))
-    assert row.exchange("a", at_most=None, responses=three, at=row.now).hold_until == NOW
+    assert row.exchange("a", at_most=None, responses=three, at=row.now).hold_until == -math.inf
     row.now += 1.0
     assert row.exchange("a", at_most=None).hold_until == pytest.approx(NOW + 0.3 + 1.5)
 
@@ -262,7 +286,7 @@ def test_a_rate_that_begins_counts_no_requests_of_the_one_before() -> None:
     last = row.exchange("a", at_most=None, wanted=4).slots[-1]
     row.now += 0.2
     row.exchange("a", at_most=None, responses=(passed(last),), wanted=1)
-    assert row.state["pace"]["_counts_since"] >= last
+    assert row.state["pace"]["_since"] >= last
 
 
 def test_a_row_of_another_version_is_read_as_far_as_it_is_known() -> None:
