@@ -37,7 +37,8 @@ RESPONSES: Final = 5
 ROUND: Final = 0.3
 """Shortest round, in seconds; if longer, the pace rises more slowly and fewer are refused."""
 PATIENCE: Final = 3.0
-"""Longest test, in seconds; if longer, a stray series of refusals halves the pace for longer."""
+"""Seconds until a test without a clear result ends, if there are enough responses; if more, a stray
+series of refusals halves the pace for longer."""
 STEP: Final = 0.05
 """First step of a rise, as a part of the rate; larger steps are refused more often."""
 USUAL: Final = 0.02
@@ -228,7 +229,7 @@ class Pace:
     def _rise(self, now: float) -> None:
         """Raise the rate after a round in which no more requests than usual were refused."""
         if self.rate > self.known:
-            self._step = min(0.5, 3 * self._step) if self.known else 1.0
+            self._step = min(0.5, 4 * self._step) if self.known else 1.0
         is_most = self.rate == self.at_most
         # A rise may use up what a bucket has saved, but not for long.
         if is_most or (not self._has_refusal and now > self._since + PATIENCE):
@@ -251,8 +252,10 @@ class Pace:
         """Decide whether fewer are refused at half the rate, once there are enough responses."""
         refused = self._responses - self._passed
         expected = self._responses * self._usual
-        is_clear = expected >= (RESPONSES if refused else RESPONSES / 2)
-        if not is_clear and now < self._since + PATIENCE:
+        enough = RESPONSES if refused else RESPONSES / 2
+        # At a slow rate, a few responses show nothing: strays would lower it again and again.
+        is_over = now >= self._since + PATIENCE and self._responses >= 2 * enough
+        if expected < enough and not is_over:
             return
         if refused > max(1, expected / 3):
             # About twice the rate that was refused, of which only a part is known.

@@ -51,7 +51,7 @@ async def test_sixty_at_once_all_pass_and_few_are_refused(says: float | None) ->
 
 @pytest.mark.usefixtures("virtual")
 async def test_a_pace_once_learned_is_kept() -> None:
-    """After the first burst, at most five of the next two hundred requests are refused."""
+    """After the first burst, at most one in twenty of the next two hundred requests is refused."""
     async with (
         Simulator(rate_limit=20.0, burst=5) as gateway,
         client_of(gateway) as client,
@@ -60,7 +60,7 @@ async def test_a_pace_once_learned_is_kept() -> None:
         before = gateway.limited
         await submit_many(client, 200)
         assert gateway.submitted == 260
-        assert gateway.limited - before <= 5
+        assert gateway.limited - before <= 10
 
 
 @pytest.mark.usefixtures("virtual")

@@ -1,5 +1,7 @@
 import asyncio
 import math
+import random
+from collections import deque
 from collections.abc import Iterator
 
 import attrs
@@ -145,6 +147,26 @@ def test_stray_refusals_do_not_slow_it_down(strays: int) -> None:
     gateway = Gateway(1e6, 1e6, strays)
     run(gateway, 180.0)
     assert gateway.passed + gateway.refused >= 0.95 * 200 * 180
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_refusals_at_random_do_not_slow_it_down(seed: int) -> None:
+    """If a fifth is refused, chance does not lower the pace again and again: a third is sent."""
+    rng, pace, now, count = random.Random(seed), pace_of(), START, 0
+    in_flight = deque[tuple[float, float]]()
+    while now < START + 180.0:
+        ready_at = pace.ready_at(now)
+        if len(in_flight) < min(20, pace.room) and ready_at < (in_flight or [(math.inf,)])[0][0]:
+            now, count = ready_at, count + 1
+            pace.sent(now)
+            in_flight.append((now + 0.2, now))
+            continue
+        now, sent_at = in_flight.popleft()
+        if rng.random() < 0.2:
+            pace.refused(sent_at, now, None)
+        else:
+            pace.answered(sent_at, now)
+    assert count >= 180.0 * 20 / 0.2 / 3
 
 
 def test_refusals_that_have_nothing_to_do_with_the_rate_pass() -> None:
