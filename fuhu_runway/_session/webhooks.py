@@ -168,7 +168,7 @@ async def _look_up(
     if addresses is None or journal is None or not addresses.is_lasting or address.nonce in seen:
         return
     seen.add(address.nonce)
-    with suppress(JournalError):
+    try:
         for job in await journal.jobs(JobState.IN_DOUBT):
             if addresses.nonce_of(job.key) == address.nonce:
                 address.job, address.made_at = job.key, job.submitted_at or job.planned_at
@@ -178,6 +178,8 @@ async def _look_up(
                 # The feed may not know it yet; then the next webhook names it again.
                 if address.task_id is None:
                     seen.discard(address.nonce)
+    except JournalError:
+        seen.discard(address.nonce)  # it may be readable at the next webhook
 
 
 async def search(

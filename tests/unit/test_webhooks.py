@@ -15,7 +15,7 @@ from support.scene import A_WHILE, IMAGE, PROMPT, SECRET, URL, Scene, scene_of
 from support.servers import raw_server, reply
 
 from fuhu_runway import CallbackReceiver, Client, Task
-from fuhu_runway.errors import InvalidRequest, SubmissionInDoubt, UsageError
+from fuhu_runway.errors import InvalidRequest, JournalError, SubmissionInDoubt, UsageError
 from fuhu_runway.hooks import (
     CallbackReceived,
     CallbackRefused,
@@ -420,6 +420,29 @@ async def test_an_early_webhook_is_handled_with_the_first_call(
         await scene.client.balance()
         await until(lambda: scene.client.unfinished)
         assert scene.client.unfinished[0].id == gateway.tasks[0].task_id
+
+
+async def test_an_address_is_looked_up_again_after_an_error_of_the_journal(
+    gateway: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that could not be read for a moment does not hide the task until a restart."""
+    path, jobs, faulty = tmp_path / "run.db", Journal.jobs, [True]
+    await lost_in_a_crash(gateway, path)
+
+    async def sometimes(journal: Journal, *states: JobState) -> list[Job]:
+        if states == (JobState.IN_DOUBT,) and faulty:
+            faulty.pop()
+            raise JournalError("It is locked.", "Nothing was charged.", "Try again.")
+        return await jobs(journal, *states)
+
+    monkeypatch.setattr(Journal, "jobs", sometimes)
+    async with scene_of(gateway, secret=SECRET, journal=path) as scene:
+        await scene.client.balance()
+        scene.post()
+        await until(lambda: not faulty and not _actions_of(scene.client))
+        assert scene.client.unfinished == ()
+        scene.post()
+        await until(lambda: scene.client.unfinished)
 
 
 async def test_a_feed_that_does_not_know_it_yet_is_polled_again(
