@@ -29,7 +29,7 @@ POLLS: Final = 10
 """As many as for a task of two minutes; what a wait itself costs is spread over them."""
 LEAST: Final = 1_000
 """The least number of waits in a turn, in groups of the size: fewer are over too soon."""
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 STEADY: Final = 0.05
 """Between two polls of a task, in seconds: the CPU is busy with 1,000 waits, and idle with 100."""
 RESTING: Final = 600.0
