@@ -668,10 +668,8 @@ async def test_a_cancelled_download_can_be_resumed(harness: DownloadHarness) -> 
     assert harness.is_clean()
 
 
-async def test_a_cancelled_write_is_written_once(
-    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cancellation waits for a slow disk, and no byte is written twice."""
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Return an event for the begin of a write, and one that lets it go on."""
     begun, may_end = threading.Event(), threading.Event()
     write = Part.write
 
@@ -681,6 +679,14 @@ async def test_a_cancelled_write_is_written_once(
         write(part, data, total)
 
     monkeypatch.setattr(Part, "write", slow)
+    return begun, may_end
+
+
+async def test_a_cancelled_write_is_written_once(
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation waits for a slow disk, and no byte is written twice."""
+    begun, may_end = slow_disk(monkeypatch)
     async with raw_server(whole(LARGE)) as server:
         saving = asyncio.ensure_future(harness.save(server.url))
         await until(begun.is_set)
@@ -699,15 +705,7 @@ async def test_closing_waits_for_the_last_bytes(
     harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that is whole by the time the client has closed is not reported as incomplete."""
-    begun, may_end = threading.Event(), threading.Event()
-    write = Part.write
-
-    def slow(part: Part, data: bytes, total: int | None) -> None:
-        begun.set()
-        may_end.wait()
-        write(part, data, total)
-
-    monkeypatch.setattr(Part, "write", slow)
+    begun, may_end = slow_disk(monkeypatch)
     async with raw_server(whole()) as server:
         saving = asyncio.ensure_future(harness.save(server.url))
         await until(begun.is_set)
