@@ -64,7 +64,8 @@ def check_clip_path(
     """
     if not path.parent.is_dir():
         raise usage_error("download_to", "The folder for the clips is gone.", "Make it again.")
-    if (path.exists() and not overwrite) or path.is_dir():
+    is_there = os.path.lexists(path)
+    if is_there and ((path.exists() and not overwrite) or path.is_dir()):
         mark = plan.key[:MARK_LENGTH]
         # The text before the mark is the prompt.
         name = path.name if plan.custom_id else f"*-{mark}{path.name.partition(mark)[2]}"
@@ -76,9 +77,8 @@ def check_clip_path(
     lengths = (len(path.name), len(os.fsencode(path.name)))
     # The test creates and removes two files, as slow as a row of the journal. Its result depends on
     # the folder, the length of the name, and files that are in the way.
-    if lengths in tested and not any(
-        map(os.path.lexists, (path, part_path(path), note_path(path)))
-    ):
+    places = (part_path(path), note_path(path))
+    if lengths in tested and not is_there and not any(map(os.path.lexists, places)):
         return
     try:
         check_target(path, overwrite=True)

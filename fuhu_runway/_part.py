@@ -43,10 +43,21 @@ class Part(Received):
     #: Unbuffered, so that `received` is right even if the disk is full.
     file: FileIO
     task_id: str
+    #: What its name contains, besides that of the file.
+    mark: str
     #: What an earlier attempt noted about its bytes.
     note: dict[str, Any] = attrs.field(factory=dict)
-    #: What its name contains, besides that of the file.
-    mark: str = ""
+    #: Whether there is a file with a note.
+    has_note: bool = False
+    _part_path: Path = attrs.field(init=False)
+    _note_path: Path = attrs.field(init=False)
+    _opened: os.stat_result = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Kept, since each look at the file system from a thread may wait for the event loop.
+        self._part_path = part_path(self.path, self.mark)
+        self._note_path = note_path(self.path, self.mark)
+        self._opened = os.fstat(self.file.fileno())
 
     @classmethod
     def open(cls, path: Path, task_id: str, mark: str = "") -> "Part":
@@ -58,14 +69,16 @@ class Part(Received):
             OSError: It cannot be opened, or is not a plain file.
         """
         path = path.absolute()  # the program may change its working directory later
-        note = None
-        unreadable = suppress(FileNotFoundError, ValueError, RecursionError)
-        with unreadable, plain_file(note_path(path, mark), "r") as file:
-            note = json.loads(file.read())
+        note, has_note = None, False
+        with suppress(FileNotFoundError), plain_file(note_path(path, mark), "r") as file:
+            has_note = True
+            with suppress(ValueError, RecursionError):
+                note = json.loads(file.read())
         file = plain_file(part_path(path, mark))
-        part = cls(path, file, task_id, note if isinstance(note, dict) else {}, mark)
         try:
             _lock(file)
+            note = note if isinstance(note, dict) else {}
+            part = cls(path, file, task_id, mark, note, has_note)
             # Another download may have renamed or removed it before it was locked.
             if not part.is_in_place():
                 raise BlockingIOError  # noqa: TRY301  (as the lock does)
@@ -74,21 +87,19 @@ class Part(Received):
             raise
         return part
 
-    def is_in_place(self) -> bool:
-        """Return whether the open file still has the name of the part."""
+    def is_in_place(self, size: int | None = None) -> bool:
+        """Return whether the open file still has the name of the part, and this size if given."""
         try:
-            return os.path.samestat(
-                part_path(self.path, self.mark).lstat(), os.fstat(self.file.fileno())
-            )
+            found = self._part_path.lstat()
         except FileNotFoundError:
             return False
+        return os.path.samestat(found, self._opened) and size in {None, found.st_size}
 
     def resume(self) -> None:
         """Continue from the bytes that the note describes, or from zero if they are not there."""
         note, size = self.note, self.note.get("size")
         is_ours = note.get("task_id") == self.task_id and is_validator(note.get("validator"))
-        there = os.fstat(self.file.fileno()).st_size
-        if is_ours and isinstance(size, int) and 0 < size <= there:
+        if is_ours and isinstance(size, int) and 0 < size <= self._opened.st_size:
             self.file.truncate(size)
             self.file.seek(0)
             self.begin(note["validator"], note.get("total"))
@@ -99,18 +110,18 @@ class Part(Received):
         self.restart()
 
     def is_empty(self) -> bool:
-        return not os.fstat(self.file.fileno()).st_size
+        return not self.received and not self._opened.st_size
 
     def restart(self, validator: str | None = None, total: int | None = None) -> None:
         """Discard the bytes, and start from zero with this version of the file."""
         self.file.truncate(0)
+        self.file.seek(0)
         self.begin(validator, total)
 
     def write(self, data: bytes, total: int | None) -> None:
         """Append what the disk takes of *data*, and note it unless the file is whole now."""
         rest = memoryview(data)
         try:
-            self.file.seek(self.received)
             while rest:
                 written = self.file.write(rest)
                 self.take(rest[:written])
@@ -130,7 +141,8 @@ class Part(Received):
             "digest": self.digest.hexdigest(),
         }
         # Without this note, the previous one still describes its bytes.
-        with suppress(OSError), plain_file(note_path(self.path, self.mark)) as file:
+        with suppress(OSError), plain_file(self._note_path) as file:
+            self.has_note = True
             # Overwritten first and cut afterwards, so that a full disk does not leave it empty.
             file.truncate(file.write(json.dumps(note).encode()))
 
@@ -145,7 +157,6 @@ class Part(Received):
             FileExistsError: Another program has created a file of that name.
             PermissionError: It may be open elsewhere; another attempt may work.
         """
-        part = part_path(self.path, self.mark)
         if not self.file.closed:
             if hasattr(
                 LOCKS, "F_FULLFSYNC"
@@ -153,22 +164,23 @@ class Part(Received):
                 with suppress(OSError):  # some disks do not support it
                     LOCKS.fcntl(self.file, LOCKS.F_FULLFSYNC)
             os.fsync(self.file.fileno())
-            if not self.is_in_place() or part.stat().st_size != self.received:
+            if not self.is_in_place(self.received):
                 raise OSError(errno.EBUSY, "another program has changed its .part file")
         if not overwrite and os.path.lexists(self.path):
             is_there = self.mark and self.path.is_file()
-            if not is_there or not filecmp.cmp(part, self.path, shallow=False):
+            if not is_there or not filecmp.cmp(self._part_path, self.path, shallow=False):
                 raise FileExistsError
             # Another machine has saved the same clip in the meantime.
-            part.unlink()
-            note_path(self.path, self.mark).unlink(missing_ok=True)
+            self._part_path.unlink()
+            self._note_path.unlink(missing_ok=True)
             self.is_published = True
             return
         # Before the rename: a process killed in between would leave the note beside the clip.
-        with suppress(OSError):
-            note_path(self.path, self.mark).unlink(missing_ok=True)
+        if self.has_note:
+            with suppress(OSError):
+                self._note_path.unlink()
         try:
-            part.replace(self.path)
+            self._part_path.replace(self.path)
         except PermissionError:
             # Windows does not rename an open file. Elsewhere the lock is held until the rename,
             # or another download could write into the file.
@@ -184,17 +196,16 @@ class Part(Received):
 
     def close(self) -> None:
         """Close the file. An empty one is removed with its note."""
-        part = part_path(self.path, self.mark)
         with suppress(OSError):
             if self.received and not self.is_published:
                 self._write_note()
-            elif not self.is_published and not part.stat().st_size:
-                note_path(self.path, self.mark).unlink(missing_ok=True)
+            elif not self.is_published and not self._part_path.stat().st_size:
+                self._note_path.unlink(missing_ok=True)
                 try:
-                    part.unlink()
+                    self._part_path.unlink()
                 except PermissionError:  # Windows does not remove an open file
                     self.file.close()
-                    part.unlink()
+                    self._part_path.unlink()
         with suppress(OSError):
             self.file.close()
 
@@ -225,9 +236,15 @@ def plain_file(path: Path, mode: str = "r+") -> FileIO:
     extra = os.O_CREAT if mode == "r+" else 0
     for name in ("O_NOFOLLOW", "O_NONBLOCK"):  # not every system has them
         extra |= getattr(os, name, 0)
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, f"{path.name} is a link")
-    file = FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | extra, 0o666))
+    is_link = f"{path.name} is a link"
+    if not hasattr(os, "O_NOFOLLOW") and path.is_symlink():
+        raise OSError(errno.ELOOP, is_link)
+    try:
+        file = FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | extra, 0o666))
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            exc.strerror = is_link  # the system's text is "Too many levels of symbolic links"
+        raise
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         file.close()
@@ -248,6 +265,7 @@ def _lock(file: FileIO) -> None:
         else:
             file.seek(LOCKED_BYTE)
             LOCKS.locking(file.fileno(), LOCKS.LK_NBLCK, 1)
+            file.seek(0)
     except (BlockingIOError, PermissionError) as exc:  # Windows raises PermissionError
         raise BlockingIOError from exc
     except OSError:

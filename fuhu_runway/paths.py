@@ -106,18 +106,19 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
         UsageError: The folder is missing, or the file already exists.
     """
     try:
-        if path.exists() and not path.is_file():
-            happened = f"{str(path)!r} is a folder, a device or a pipe."
-            raise usage_error("path", happened, "Pass the name of a file.")
-        if not path.parent.is_dir():
+        # A link exists even if its target does not.
+        if os.path.lexists(path):
+            if path.exists() and not path.is_file():
+                happened = f"{str(path)!r} is a folder, a device or a pipe."
+                raise usage_error("path", happened, "Pass the name of a file.")
+            if not overwrite:
+                raise path_error(path, FileExistsError())
+        elif not path.parent.is_dir():
             raise usage_error(
                 "path",
                 f"There is no folder {str(path.parent)!r}.",
                 "Create it first, or choose another.",
             )
-        # A link exists even if its target does not.
-        if os.path.lexists(path) and not overwrite:
-            raise path_error(path, FileExistsError())
     except OSError as exc:
         raise path_error(path, exc) from exc
     return path

@@ -539,10 +539,12 @@ async def test_a_link_or_pipe_in_place_of_a_part_is_refused(
         monkeypatch.delattr(os, "O_NOFOLLOW")
     victim = harness.path.with_name("victim")
     victim.write_bytes(b"theirs")
-    plant(harness.path.with_name(f"clip.mp4{suffix}"), victim)
+    place = harness.path.with_name(f"clip.mp4{suffix}")
+    plant(place, victim)
     with pytest.raises(UsageError) as caught:
         await harness.save("http://127.0.0.1/")
     assert caught.value.field == "path"
+    assert (f"{place.name} is a link" in str(caught.value)) == place.is_symlink()
     with pytest.raises(UsageError):
         check_target(harness.path)
     assert harness.fetches == []
