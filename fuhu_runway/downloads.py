@@ -304,13 +304,15 @@ class _Download:
                 happened = f"The clip's URL cannot be requested ({broken.name})."
                 raise self.sink.refused(happened) from broken
             raise _Broken(f"The connection broke ({broken.name}).") from broken
-        arrived = self.sink.arrived
-        is_cut = arrived.boxes.missing > 0
-        if is_cut and arrived.received == head.total:
-            await self.sink.restart()  # there is no rest to request
-        if is_cut or head.total not in {None, arrived.received}:
-            total = "an unknown number of" if head.total is None else head.total
-            raise _Broken(f"{arrived.received} of {total} bytes arrived.")
+        received, is_cut = self.sink.arrived.received, self.sink.arrived.boxes.is_cut
+        if not is_cut and head.total in {None, received}:
+            return
+        if head.total is not None and received >= head.total:
+            # There is no rest to request. More than the whole file is not progress either: a host
+            # that sends it with each range would be asked for the next range without end.
+            await self.sink.restart()
+        total = "an unknown number of" if head.total is None else head.total
+        raise _Broken(f"{received} of {total} bytes arrived.")
 
     @asynccontextmanager
     async def _response(self, url: str) -> AsyncIterator[Stream]:

@@ -24,6 +24,7 @@ from support.harness import (
     open_harness,
     range_of,
     rest,
+    until_closed,
     whole,
 )
 from support.secrets import secrets_in
@@ -278,6 +279,17 @@ async def test_a_content_length_that_cuts_the_file_is_not_trusted(harness: Downl
         await harness.save(server.url)
         assert range_of(server.requests[1]) == (None, None)
     assert harness.path.read_bytes() == VIDEO
+
+
+@pytest.mark.parametrize("make", [whole, chunked, until_closed])
+async def test_the_head_of_a_clip_alone_is_not_a_clip(harness: DownloadHarness, make: Any) -> None:
+    """A program writes the first box at once, so a host or a proxy may send that and no more."""
+    head = VIDEO[:24] + box(b"free", b"")
+    async with raw_server(make(head), whole(), closes=True) as server:
+        await harness.save(server.url)
+        assert len(server.requests) == 2
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
 # Files that are not clips
