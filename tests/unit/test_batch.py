@@ -884,6 +884,26 @@ async def test_a_file_in_the_way_is_found_before_anything_is_paid(
     assert await states(tmp_path) == [JobState.PLANNED, JobState.SAVED]
 
 
+@pytest.mark.parametrize("is_paid", [False, True], ids=["planned", "paid"])
+async def test_a_link_to_nothing_is_a_file_in_the_way(tmp_path: Path, is_paid: bool) -> None:
+    """Its target may be on a disk that is not there now; the link stays, and nothing is lost."""
+    async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
+        place.unlink()
+        place.symlink_to(tmp_path / "nothing")
+        if is_paid:
+            assert client.journal is not None
+            await job_in(client.journal, JobState.ACCEPTED)
+        (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips")
+    if is_paid:
+        assert outcome.path == place.with_name(f"{place.stem}-t-1.mp4")
+    else:
+        assert "There is a file" in str(outcome.error)
+    assert client.submitted == []
+    assert place.is_symlink()
+    assert not place.exists()
+
+
 async def test_a_file_in_the_way_is_replaced_if_that_is_wanted(tmp_path: Path) -> None:
     """With overwrite=True the clip is saved in the place of the other file."""
     async with remembered(tmp_path) as client:
