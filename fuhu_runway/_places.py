@@ -133,7 +133,7 @@ class Bucket(Place):
                     "Free some space, or set TMPDIR to a folder on another disk.",
                 ),
                 clip.id,
-            ) from None
+            ) from error
         with folder:
             await clip.pass_on(Path(folder.name) / "clip.mp4", put)
         return {"object_url": self.store.clip_url(place)}
