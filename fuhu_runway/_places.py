@@ -69,7 +69,8 @@ class Folder(Place):
 
     async def save(self, clip: Clip, name: str, *, overwrite: bool) -> "Mapping[str, Any]":
         path = self.path / name
-        if overwrite or not os.path.lexists(path):  # a link exists even if its target does not
+        # A link exists even if its target does not.
+        if overwrite or not (path.exists() or path.is_symlink()):
             return {"path": await clip.download(path, overwrite=overwrite)}
         return {"path": await saved_beside(clip, path)}
 
