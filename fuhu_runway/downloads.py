@@ -16,7 +16,7 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 import attrs
@@ -29,7 +29,7 @@ from ._sinks import FileSink, MemorySink, ReaderSink, Sink
 from ._urls import is_web_address
 from ._wire.tables import Replay
 from ._wire.values import retry_after
-from .errors import DownloadRefused, GatewayError, RunwayError, UsageError
+from .errors import ClipMissing, DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
 from .models import RetryPolicy
 
@@ -271,13 +271,18 @@ class _Download:
             delay = next(drawn) if broken.delay is None else broken.delay
             if fruitless >= policy.attempts:
                 if patient_until is None or clock.now() >= patient_until:
-                    what = "The download kept failing"
-                    if is_missing:
-                        what = "The clip is not at its URL yet, or is no longer there"
-                    raise self.sink.incomplete(f"{what}: {broken.happened}") from broken
+                    self._give_up(broken, is_missing=is_missing)
                 delay = max(delay, patience / PATIENT_ATTEMPTS)
             self._report_break(delay)
             await clock.sleep(delay)
+
+    def _give_up(self, broken: _Broken, *, is_missing: bool) -> NoReturn:
+        if isinstance(broken.__cause__, ClipMissing):
+            raise broken.__cause__
+        what = "The download kept failing"
+        if is_missing:
+            what = "The clip is not at its URL yet, or is no longer there"
+        raise self.sink.incomplete(f"{what}: {broken.happened}") from broken
 
     def _report_break(self, delay: float) -> None:
         task_id, received = self.source.task_id, self.sink.arrived.received
@@ -288,7 +293,9 @@ class _Download:
         try:
             url = await self.source.address(is_fresh)
         except RunwayError as error:
-            if Replay.FREE not in MAY_REPEAT[fate_of(error)]:
+            # A feed without a URL may be behind the one that showed the first URL.
+            is_behind = isinstance(error, ClipMissing)
+            if not is_behind and Replay.FREE not in MAY_REPEAT[fate_of(error)]:
                 raise
             delay = error.retry_after if isinstance(error, GatewayError) else None
             happened = f"The gateway returned no fresh URL ({type(error).__name__})."
