@@ -65,7 +65,7 @@ def check_clip_path(
     if not path.parent.is_dir():
         raise usage_error("download_to", "The folder for the clips is gone.", "Make it again.")
     is_there = os.path.lexists(path)
-    if is_there and ((path.exists() and not overwrite) or path.is_dir()):
+    if is_there and (not overwrite or path.is_dir()):
         mark = plan.key[:MARK_LENGTH]
         # The text before the mark is the prompt.
         name = path.name if plan.custom_id else f"*-{mark}{path.name.partition(mark)[2]}"

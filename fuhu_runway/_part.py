@@ -69,16 +69,14 @@ class Part(Received):
             OSError: It cannot be opened, or is not a plain file.
         """
         path = path.absolute()  # the program may change its working directory later
-        note, has_note = None, False
-        with suppress(FileNotFoundError), plain_file(note_path(path, mark), "r") as file:
-            has_note = True
-            with suppress(ValueError, RecursionError):
-                note = json.loads(file.read())
+        note = _note_at(note_path(path, mark))
         file = plain_file(part_path(path, mark))
         try:
             _lock(file)
-            note = note if isinstance(note, dict) else {}
-            part = cls(path, file, task_id, mark, note, has_note)
+            if note is None:
+                # Another download may have written it before it let go of the part.
+                note = _note_at(note_path(path, mark))
+            part = cls(path, file, task_id, mark, note or {}, note is not None)
             # Another download may have renamed or removed it before it was locked.
             if not part.is_in_place():
                 raise BlockingIOError  # noqa: TRY301  (as the lock does)
@@ -102,7 +100,8 @@ class Part(Received):
         if is_ours and isinstance(size, int) and 0 < size <= self._opened.st_size:
             self.file.truncate(size)
             self.file.seek(0)
-            self.begin(note["validator"], note.get("total"))
+            total = note.get("total")
+            self.begin(note["validator"], total if isinstance(total, int) else None)
             while chunk := self.file.read(READ_BYTES):
                 self.take(chunk)
             if self.digest.hexdigest() == note.get("digest"):
@@ -219,6 +218,17 @@ def note_path(path: Path, mark: str = "") -> Path:
     return part.with_name(f"{part.name}.json")
 
 
+def _note_at(path: Path) -> dict[str, Any] | None:
+    """Return the note at *path*, empty if it cannot be read; None if there is none."""
+    note = None
+    try:
+        with plain_file(path, "r") as file, suppress(ValueError, RecursionError):
+            note = json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    return note if isinstance(note, dict) else {}
+
+
 def machine_mark() -> str:
     """Return eight hex digits that are the same on this machine only."""
     # Both, since containers may share an address, and machines a name. Neither is shown.
@@ -264,8 +274,10 @@ def _lock(file: FileIO) -> None:
             LOCKS.flock(file, LOCKS.LOCK_EX | LOCKS.LOCK_NB)
         else:
             file.seek(LOCKED_BYTE)
-            LOCKS.locking(file.fileno(), LOCKS.LK_NBLCK, 1)
-            file.seek(0)
+            try:
+                LOCKS.locking(file.fileno(), LOCKS.LK_NBLCK, 1)
+            finally:
+                file.seek(0)
     except (BlockingIOError, PermissionError) as exc:  # Windows raises PermissionError
         raise BlockingIOError from exc
     except OSError:

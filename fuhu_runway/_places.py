@@ -69,7 +69,8 @@ class Folder(Place):
 
     async def save(self, clip: Clip, name: str, *, overwrite: bool) -> "Mapping[str, Any]":
         path = self.path / name
-        if overwrite or not path.exists():
+        # A link exists even if its target does not.
+        if overwrite or not (path.exists() or path.is_symlink()):
             return {"path": await clip.download(path, overwrite=overwrite)}
         return {"path": await saved_beside(clip, path)}
 
@@ -133,7 +134,7 @@ class Bucket(Place):
                     "Free some space, or set TMPDIR to a folder on another disk.",
                 ),
                 clip.id,
-            ) from None
+            ) from error
         with folder:
             await clip.pass_on(Path(folder.name) / "clip.mp4", put)
         return {"object_url": self.store.clip_url(place)}

@@ -18,6 +18,9 @@ BOXES: Final = frozenset(
 )
 """The boxes at the top level of an MP4 file (ISO/IEC 14496-12, and QuickTime's own)."""
 
+CONTENT_BOXES: Final = frozenset((b"moov", b"moof", b"mdat"))
+"""The boxes with pictures, or with their index: a file without any has only its head."""
+
 
 @attrs.define(eq=False)
 class Boxes:
@@ -25,8 +28,14 @@ class Boxes:
 
     #: How many bytes of the last box are missing; a file that ends now is cut.
     missing: int = 0
+    _has_content: bool = False
     _head: bytes = b""
     _has_more: bool = True
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a file that ends now is not a whole clip."""
+        return self.missing > 0 or not self._has_content
 
     def feed(self, data: bytes | memoryview) -> None:
         """Follow the next bytes of the file."""
@@ -46,6 +55,7 @@ class Boxes:
                 # Without a length, a box goes on to the end. Players ignore what is behind the
                 # last box.
                 self._has_more = self._head[4:8] in BOXES and length >= size
+                self._has_content |= self._head[4:8] in CONTENT_BOXES
                 self.missing = length - size if self._has_more else 0
                 self._head = b""
 

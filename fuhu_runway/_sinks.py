@@ -103,7 +103,7 @@ class FileSink(Sink):
         part.write(data, total)
         # In the same thread: with many downloads at once, the loop takes longer to come back to
         # one of them than the disk takes.
-        if part.received == total and not part.boxes.missing:
+        if part.received == total and not part.boxes.is_cut:
             with suppress(PermissionError):  # `publish` tries again
                 part.publish(overwrite=self.overwrite)
 

@@ -7,6 +7,7 @@ well (`HOPELESS`) stops further submissions.
 """
 
 import asyncio
+import errno
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
@@ -32,6 +33,11 @@ HOPELESS: Final = (
 )
 """Errors that every other job would hit as well: a batch submits no more after one of these."""
 
+NO_ROOM: Final = frozenset(
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EROFS") if hasattr(errno, name)
+)
+"""Errors of a disk on which no other clip could be saved either; not every system has them all."""
+
 NEWEST: Final = 10
 """How many outcomes a notebook shows."""
 
@@ -53,9 +59,9 @@ class Batch:
     after the last one: see `Client.reconcile`.
 
     If a job fails, its error is its outcome. After a refused key, an account without points, an
-    unreachable gateway or a broken journal, nothing more is submitted; the jobs that exist are
-    followed to their end, and `summary.stopped_by` says why. An exception of the source is raised
-    after that.
+    unreachable gateway, a broken journal or a full disk, nothing more is submitted; the jobs that
+    exist are followed to their end, and `summary.stopped_by` says why. An exception of the source
+    is raised after that.
 
     Args:
         sessions: The client's sessions.
@@ -309,9 +315,17 @@ class Batch:
             return None
         if outcome.key in self._own:
             outcome = attrs.evolve(outcome, resumed=False)
-        # A value that SQLite cannot hold concerns one row only.
-        is_own = outcome.error and isinstance(outcome.error.__cause__, ValueError | ArithmeticError)
-        if isinstance(outcome.error, HOPELESS) and not outcome.resumed and not is_own:
+        if outcome.error is not None and _is_hopeless(outcome.error, resumed=outcome.resumed):
             self._jobs.is_over = True
             self._stop(type(outcome.error).__name__)
         return outcome
+
+
+def _is_hopeless(error: errors.RunwayError, *, resumed: bool) -> bool:
+    """Return whether every other job of the batch would end in this *error* as well."""
+    if isinstance(error, errors.DownloadIncomplete):
+        # Clips that cannot be saved are paid for all the same, and their URLs expire.
+        return getattr(error.__cause__, "errno", None) in NO_ROOM
+    # A value that SQLite cannot hold concerns one row only.
+    is_own = isinstance(error.__cause__, ValueError | ArithmeticError)
+    return isinstance(error, HOPELESS) and not resumed and not is_own

@@ -16,7 +16,7 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 import attrs
@@ -29,7 +29,7 @@ from ._sinks import FileSink, MemorySink, ReaderSink, Sink
 from ._urls import is_web_address
 from ._wire.tables import Replay
 from ._wire.values import retry_after
-from .errors import DownloadRefused, GatewayError, RunwayError, UsageError
+from .errors import ClipMissing, DownloadRefused, GatewayError, RunwayError, UsageError
 from .hooks import DownloadBroken, DownloadFailed, DownloadFinished, DownloadStarted, Hooks
 from .models import RetryPolicy
 
@@ -271,13 +271,18 @@ class _Download:
             delay = next(drawn) if broken.delay is None else broken.delay
             if fruitless >= policy.attempts:
                 if patient_until is None or clock.now() >= patient_until:
-                    what = "The download kept failing"
-                    if is_missing:
-                        what = "The clip is not at its URL yet, or is no longer there"
-                    raise self.sink.incomplete(f"{what}: {broken.happened}") from broken
+                    self._give_up(broken, is_missing=is_missing)
                 delay = max(delay, patience / PATIENT_ATTEMPTS)
             self._report_break(delay)
             await clock.sleep(delay)
+
+    def _give_up(self, broken: _Broken, *, is_missing: bool) -> NoReturn:
+        if isinstance(broken.__cause__, ClipMissing):
+            raise broken.__cause__
+        what = "The download kept failing"
+        if is_missing:
+            what = "The clip is not at its URL yet, or is no longer there"
+        raise self.sink.incomplete(f"{what}: {broken.happened}") from broken
 
     def _report_break(self, delay: float) -> None:
         task_id, received = self.source.task_id, self.sink.arrived.received
@@ -288,7 +293,9 @@ class _Download:
         try:
             url = await self.source.address(is_fresh)
         except RunwayError as error:
-            if Replay.FREE not in MAY_REPEAT[fate_of(error)]:
+            # A feed without a URL may be behind the one that showed the first URL.
+            is_behind = isinstance(error, ClipMissing)
+            if not is_behind and Replay.FREE not in MAY_REPEAT[fate_of(error)]:
                 raise
             delay = error.retry_after if isinstance(error, GatewayError) else None
             happened = f"The gateway returned no fresh URL ({type(error).__name__})."
@@ -304,13 +311,15 @@ class _Download:
                 happened = f"The clip's URL cannot be requested ({broken.name})."
                 raise self.sink.refused(happened) from broken
             raise _Broken(f"The connection broke ({broken.name}).") from broken
-        arrived = self.sink.arrived
-        is_cut = arrived.boxes.missing > 0
-        if is_cut and arrived.received == head.total:
-            await self.sink.restart()  # there is no rest to request
-        if is_cut or head.total not in {None, arrived.received}:
-            total = "an unknown number of" if head.total is None else head.total
-            raise _Broken(f"{arrived.received} of {total} bytes arrived.")
+        received, is_cut = self.sink.arrived.received, self.sink.arrived.boxes.is_cut
+        if not is_cut and head.total in {None, received}:
+            return
+        if head.total is not None and received >= head.total:
+            # There is no rest to request. More than the whole file is not progress either: a host
+            # that sends it with each range would be asked for the next range without end.
+            await self.sink.restart()
+        total = "an unknown number of" if head.total is None else head.total
+        raise _Broken(f"{received} of {total} bytes arrived.")
 
     @asynccontextmanager
     async def _response(self, url: str) -> AsyncIterator[Stream]:

@@ -38,6 +38,10 @@ NO_SUCH_TASK: Final = (
     "new one may take a few seconds to appear."
 )
 
+ONLY_HTTP: Final = frozenset({407, 421, 425, 501, 505, 511})
+"""Statuses that prove something only if HTTP itself has them: as the code in a body, gateways use
+some for tasks that failed after they were accepted (501: https://docs.kie.ai/veo3-api)."""
+
 ADVICE: Final[Mapping[type[GatewayError], str]] = {
     errors.OutOfCredits: "Top up the account or the key's quota, then call again.",
     errors.InvalidRequest: "Change the request: sent again as it is, it will be refused again.",
@@ -321,7 +325,8 @@ def refusal_of(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> Gatew
     if dialect.is_envelope or reply.is_success:
         # An envelope is sent with 200, and its code is the status.
         numbers = (int(name) for name in said.names if tables.is_whole(name))
-        status = next((number for number in numbers if 400 <= number < 600), status)
+        codes = (number for number in numbers if 400 <= number < 600)
+        status = next((code for code in codes if code not in ONLY_HTTP), status)
     for _ in range(tables.MAX_NESTING):
         inner = parsed(said.message or "")
         inner_dialect = dialect_of(inner) if isinstance(inner, dict) else None

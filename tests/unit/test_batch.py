@@ -884,6 +884,26 @@ async def test_a_file_in_the_way_is_found_before_anything_is_paid(
     assert await states(tmp_path) == [JobState.PLANNED, JobState.SAVED]
 
 
+@pytest.mark.parametrize("is_paid", [False, True], ids=["planned", "paid"])
+async def test_a_link_to_nothing_is_a_file_in_the_way(tmp_path: Path, is_paid: bool) -> None:
+    """Its target may be on a disk that is not there now; the link stays, and nothing is lost."""
+    async with remembered(tmp_path) as client:
+        place = await taken_place(client, tmp_path)
+        place.unlink()
+        place.symlink_to(tmp_path / "nothing")
+        if is_paid:
+            assert client.journal is not None
+            await job_in(client.journal, JobState.ACCEPTED)
+        (outcome,) = await run(client, ["a"], download_to=tmp_path / "clips")
+    if is_paid:
+        assert outcome.path == place.with_name(f"{place.stem}-t-1.mp4")
+    else:
+        assert "There is a file" in str(outcome.error)
+    assert client.submitted == []
+    assert place.is_symlink()
+    assert not place.exists()
+
+
 async def test_a_file_in_the_way_is_replaced_if_that_is_wanted(tmp_path: Path) -> None:
     """With overwrite=True the clip is saved in the place of the other file."""
     async with remembered(tmp_path) as client:
@@ -1266,6 +1286,41 @@ async def test_what_every_other_job_would_meet_ends_the_submitting(
             again = await run(client, source)
         assert client.submitted == source[1:]
         assert all(outcome.clip for outcome in again)
+
+
+def incomplete(number: int | None) -> DownloadIncomplete:
+    """Return the error of a clip that was not saved; *number* is the system's error, if any."""
+    error = DownloadIncomplete("a", "b", "c")
+    error.__cause__ = None if number is None else OSError(number, os.strerror(number))
+    return error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+async def test_a_disk_that_takes_no_clip_ends_the_submitting(tmp_path: Path, number: int) -> None:
+    """Further clips would be paid for and not be saved, in a later run too; the URLs expire."""
+    source = ["p0", "p1", "p2", "p3"]
+    for _ in range(2):
+        async with remembered(tmp_path) as client:
+            client.let_fail("download", "p0", incomplete(number))
+            batch = batch_of(client, source, in_flight=1, download_to=tmp_path / "clips")
+            (outcome,) = [outcome async for outcome in batch.outcomes()]
+            assert outcome.error is not None
+            assert batch.summary.stopped_by == "DownloadIncomplete"
+    assert client.submitted == []
+    async with remembered(tmp_path) as client:
+        again = await run(client, source, download_to=tmp_path / "clips")
+    assert client.submitted == source[1:]
+    assert all(outcome.path for outcome in again)
+
+
+@pytest.mark.parametrize("number", [None, errno.EFBIG])
+async def test_a_clip_that_cannot_be_saved_ends_nothing(
+    client: FakeClient, tmp_path: Path, number: int | None
+) -> None:
+    """A host that is down, or a file that is too large, concerns one job."""
+    client.let_fail("download", "p0", incomplete(number))
+    first, second = await run(client, ["p0", "p1"], in_flight=1, download_to=tmp_path / "clips")
+    assert (first.path, second.error) == (None, None)
 
 
 async def test_a_refusal_of_an_earlier_run_ends_nothing(tmp_path: Path) -> None:

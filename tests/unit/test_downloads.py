@@ -24,6 +24,7 @@ from support.harness import (
     open_harness,
     range_of,
     rest,
+    until_closed,
     whole,
 )
 from support.secrets import secrets_in
@@ -33,6 +34,7 @@ from fuhu_runway._part import Part
 from fuhu_runway._sinks import BUFFER_BYTES, in_thread
 from fuhu_runway.downloads import Progress, Source, origin_of
 from fuhu_runway.errors import (
+    ClipMissing,
     DownloadError,
     DownloadIncomplete,
     DownloadRefused,
@@ -280,6 +282,17 @@ async def test_a_content_length_that_cuts_the_file_is_not_trusted(harness: Downl
     assert harness.path.read_bytes() == VIDEO
 
 
+@pytest.mark.parametrize("make", [whole, chunked, until_closed])
+async def test_the_head_of_a_clip_alone_is_not_a_clip(harness: DownloadHarness, make: Any) -> None:
+    """A program writes the first box at once, so a host or a proxy may send that and no more."""
+    head = VIDEO[:24] + box(b"free", b"")
+    async with raw_server(make(head), whole(), closes=True) as server:
+        await harness.save(server.url)
+        assert len(server.requests) == 2
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
+
+
 # Files that are not clips
 
 
@@ -456,6 +469,34 @@ async def test_trouble_with_a_fresh_url_is_retried(harness: DownloadHarness) -> 
         await harness.save_from(address)
     assert harness.path.read_bytes() == VIDEO
     assert harness.clock.slept[1:] == [9.0]
+
+
+async def test_a_feed_that_lags_behind_does_not_end_the_download(harness: DownloadHarness) -> None:
+    """Another server of the gateway may show the URL that this one does not show yet."""
+    lagging = [ClipMissing("It shows no URL.", "It was charged.", "Do.", "t-1")] * 2
+    async with raw_server(reply(b"", "404 No"), whole()) as server:
+
+        async def address(fresh: bool) -> str:
+            if fresh and lagging:
+                raise lagging.pop()
+            return server.url
+
+        await harness.save_from(address)
+    assert harness.path.read_bytes() == VIDEO
+
+
+async def test_a_feed_that_keeps_showing_no_url_ends_the_download(harness: DownloadHarness) -> None:
+    """When the attempts and the patience are used up, the error is that of the feed."""
+    missing, fetches = ClipMissing("It shows no URL.", "It was charged.", "Do.", "t-1"), [0]
+
+    async def address(fresh: bool) -> str:
+        fetches[0] += 1
+        raise missing
+
+    with pytest.raises(ClipMissing) as caught:
+        await harness.save_from(address)
+    assert caught.value is missing
+    assert fetches == [QUICK_RETRY.attempts + 1]
 
 
 async def test_a_refusal_of_a_fresh_url_is_raised(harness: DownloadHarness) -> None:

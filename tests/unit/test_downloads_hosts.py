@@ -206,6 +206,18 @@ ENDLESS = {
     "a range not requested": [part_of(0, 1000, ETag="")],
     "never a range": [cut_at(5000), reply(b"", "416 No")],
     "never a fitting range": [cut_at(5000), part_of(7, 9000)],
+    "the whole file as each range": [
+        cut_at(5000),
+        *(
+            reply(
+                VIDEO,
+                "206 Partial Content",
+                ETag=TAG,
+                Content_Range=f"bytes {5000 + at * len(VIDEO)}-{len(VIDEO) - 1}/{len(VIDEO)}",
+            )
+            for at in range(9)
+        ),
+    ],
     "another version each time": [cut_at(5000 + at, ETag=f'"v-{at}"') for at in range(99)],
     "a file that is cut": [whole(VIDEO[:2000])],
     "a chunked file that is cut": [chunked(VIDEO[:2000], ETag="")],

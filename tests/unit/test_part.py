@@ -158,7 +158,7 @@ async def test_a_note_with_one_odd_value_starts_from_zero(
     assert harness.is_clean()
 
 
-@pytest.mark.parametrize("total", [None, "x", -5, len(VIDEO)], ids=str)
+@pytest.mark.parametrize("total", [None, "x", [1], {"1": 1}, -5, len(VIDEO)], ids=str)
 async def test_an_odd_size_in_a_note_is_harmless(harness: DownloadHarness, total: object) -> None:
     """If it differs from the server's size, the file is requested from zero."""
     harness.leave_part(VIDEO[:700], total=total)
@@ -471,6 +471,24 @@ async def test_a_part_renamed_before_it_was_locked_is_left_alone(
     assert harness.path.read_bytes() == VIDEO
 
 
+async def test_a_note_of_a_download_that_just_ended_is_read(
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its download continues, and its note does not stay beside the clip."""
+    lock = _part._lock
+
+    def late(file: FileIO) -> None:
+        harness.leave_part(VIDEO[:700])
+        lock(file)
+
+    monkeypatch.setattr(_part, "_lock", late)
+    async with raw_server(rest(700)) as server:
+        await harness.save(server.url)
+        assert range_of(server.requests[0]) == ("bytes=700-", TAG)
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
+
+
 async def test_a_disk_without_locks_is_used(
     harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,14 +507,28 @@ async def test_a_disk_without_locks_is_used(
 class WindowsLocks:
     """The locks of Windows, which are on bytes, even on bytes that do not exist."""
 
-    is_taken: bool
+    is_taken: bool = False
+    is_supported: bool = True
     LK_NBLCK: int = 2
     taken: list[tuple[int, int]] = attrs.field(factory=list)
 
     def locking(self, handle: int, mode: int, length: int) -> None:
         if self.is_taken:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not self.is_supported:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self.taken.append((os.lseek(handle, 0, os.SEEK_CUR), length))
+
+
+async def test_a_disk_without_locks_is_used_on_windows(
+    harness: DownloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clip begins with the first byte of the file, and not with the byte to lock."""
+    monkeypatch.setattr(_part, "LOCKS", WindowsLocks(is_supported=False))
+    async with raw_server(whole()) as server:
+        await harness.save(server.url)
+    assert harness.path.read_bytes() == VIDEO
+    assert harness.is_clean()
 
 
 async def test_windows_locks_a_byte(
