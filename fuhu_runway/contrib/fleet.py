@@ -469,6 +469,7 @@ class Fleet:
                     tasks_in_flight=self._limits.tasks_in_flight,
                     max_points=self._max_points,
                 )
+                client._sessions.hooks.add(self._worker.note)  # noqa: SLF001  (the same package)
             return self._worker
 
     async def _dismiss(self) -> None:

@@ -411,6 +411,40 @@ async def test_a_user_without_rights_gets_an_error(database_url: str) -> None:
         run("DROP ROLE fuhu_nobody", database_url)
 
 
+@pytest.mark.parametrize(
+    ("to", "changes", "error"),
+    [
+        (ACCEPTED, {"task_id": "a\0b"}, "JournalError"),
+        (ACCEPTED, {"task_id": "".join(map(chr, range(256, 9000)))}, "JournalError"),
+        (IN_DOUBT, {"task_id": "a\0b", "error": "UnreadableReply"}, "UnreadableReply"),
+    ],
+)
+async def test_an_outcome_that_no_row_can_hold_leaves_a_doubt(
+    journal: PostgresJournal,
+    other: PostgresJournal,
+    to: JobState,
+    changes: dict[str, Any],
+    error: str,
+) -> None:
+    """A job whose id the database refuses is in doubt, no longer in flight: it may be paid for."""
+    job = await job_at(journal, SUBMITTING)
+    with pytest.raises(JournalError):
+        await journal.step("k", to, NOW, attempt=job.submissions, **changes)
+    [doubt] = await other.jobs()
+    assert (doubt.state, doubt.task_id, doubt.error) == (IN_DOUBT, None, error)
+    assert await other.in_flight() == 0
+
+
+async def test_a_late_outcome_that_is_refused_changes_nothing(journal: PostgresJournal) -> None:
+    """What the database refuses of an earlier attempt does not put a later one in doubt."""
+    await job_at(journal, SUBMITTING)
+    await journal.step("k", PLANNED, NOW, attempt=1)
+    await journal.step("k", SUBMITTING, NOW)
+    with pytest.raises(JournalError, match="cannot hold this task_id"):
+        await journal.step("k", ACCEPTED, NOW, attempt=1, task_id="a\0b")
+    assert [job.state for job in await journal.jobs()] == [SUBMITTING]
+
+
 async def test_a_refused_value_breaks_nothing(journal: PostgresJournal) -> None:
     """A wrong type and a key that is too long are errors at once; the next call succeeds."""
     before = await job_at(journal, FINISHED)
