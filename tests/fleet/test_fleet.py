@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import attrs
 import procrastinate
 import psycopg
+import psycopg_pool
 import pytest
 from procrastinate.schema import SchemaManager
 from support.clients import QUICK_POLLS, QUICK_RETRY
@@ -31,7 +32,7 @@ from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import Enqueued, Fleet, LeaseExpired
 from fuhu_runway.contrib.local_postgres import LocalPostgres
-from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
+from fuhu_runway.errors import JournalBusy, JournalError, JournalTooNew, UsageError
 from fuhu_runway.items import plan_for
 from fuhu_runway.journal import BaseJournal, Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
@@ -1103,6 +1104,76 @@ async def test_a_database_that_refuses_a_statement_is_reported(
     rows(database_url, "DROP TABLE fuhu_request")
     with pytest.raises(JournalError, match=r"refused a statement of the queue \(SQLSTATE 42P01\)"):
         await fleet.enqueue(NAMED)
+
+
+async def test_a_value_that_the_queue_cannot_hold_is_refused_at_once(fleet: Fleet) -> None:
+    """It was not even sent, which is no reason to wait for the database."""
+    one = fleet._queue
+    with pytest.raises(JournalError, match=r"refused a statement of the queue \(DataError\)"):
+        await one.set("a\0b", "value")
+
+
+@pytest.mark.parametrize(
+    ("items", "name", "words"),
+    [
+        ("a kitten", None, "prompts is of type str"),
+        (7, None, "prompts is of type int"),
+        (NAMED, "a\0b", "name has a NUL character at position 1"),
+        (NAMED, "a\ud800", "name has half a character"),
+        (NAMED, 7, "name is of type int"),
+    ],
+)
+async def test_what_cannot_be_enqueued_is_refused(
+    fleet: Fleet, items: Any, name: Any, words: str
+) -> None:
+    """One prompt is not a source, as in a batch, and a name is text that databases can store."""
+    with pytest.raises(UsageError, match=words):
+        await fleet.enqueue(items, name=name)
+    assert await fleet.left() == 0
+
+
+async def test_a_lock_that_another_process_holds_is_reported(
+    fleet: Fleet, made: Made, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`init` says what it has waited for, and any other call, too."""
+    limit = "SELECT set_config('statement_timeout', '50ms', false)"
+    monkeypatch.setattr(queue, "_SESSION", limit)
+    one, busy = made(), "Another process holds a lock on the fleet's tables"
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (queue._LOCK,))
+        with pytest.raises(JournalBusy, match=busy) as caught:
+            await one.init()
+        assert "try again" in caught.value.advice
+        assert caught.value.__cause__ is None
+        other.execute("LOCK TABLE fuhu_request")
+        with pytest.raises(JournalBusy, match=busy):
+            await one.enqueue(NAMED)
+    await one.init()
+    assert await one.enqueue(NAMED) == Enqueued(new=2, known=0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        psycopg_pool.PoolTimeout("pool initialization incomplete after 30.0 sec"),
+        procrastinate.exceptions.UniqueViolation(constraint_name="a", queueing_lock=None),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+async def test_a_pool_that_cannot_be_opened_is_reported(
+    made: Made, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """An error of the pool's own is one of the journal's, and the fleet is closed again."""
+
+    async def wait(_pool: object, timeout: float) -> None:
+        raise fault
+
+    monkeypatch.setattr(psycopg_pool.AsyncConnectionPool, "wait", wait)
+    one = made()
+    with pytest.raises(JournalError, match=type(fault).__name__):
+        async with one:
+            pass
+    assert repr(one) == "<Fleet closed>"
 
 
 async def test_a_worker_that_can_save_nothing_is_refused(
