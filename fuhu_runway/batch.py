@@ -9,7 +9,7 @@ well (`HOPELESS`) stops further submissions.
 import asyncio
 import errno
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final, Unpack
 
@@ -21,9 +21,9 @@ from ._jobs import JobOptions, Jobs
 from ._live import Live
 from ._notebook import table_view
 from ._session.sessions import Sessions
-from .items import Item, Outcome, Source, Summary, item_of, numbered
+from .items import Item, Outcome, Source, Summary, check_source, item_of, numbered
 from .journal import JobState
-from .models import REQUESTS, usage_error
+from .models import usage_error
 
 HOPELESS: Final = (
     errors.OutOfCredits,
@@ -91,14 +91,7 @@ class Batch:
         **options: Unpack[JobOptions],
     ) -> None:
         check(in_flight=in_flight)
-        # Some of these can be iterated over, and would yield letters, keys or fields.
-        one_thing = (str, bytes, bytearray, Mapping, Item, *REQUESTS)
-        if isinstance(prompts, one_thing) or not isinstance(prompts, Iterable | AsyncIterable):
-            raise usage_error(
-                "prompts",
-                f"prompts is of type {type(prompts).__name__}.",
-                "Use a list, or another iterable, of prompts, requests or Items.",
-            )
+        check_source(prompts)
         if isinstance(prompts, list | tuple):  # which can be checked before any money is spent
             for index, thing in enumerate(prompts):
                 item_of(thing, index)

@@ -263,7 +263,7 @@ class JournalError(RunwayError):
 
 
 class JournalBusy(JournalError):
-    """Another process has the journal open."""
+    """Another process has the journal open, or holds a lock in its database."""
 
 
 class JournalTooNew(JournalError):

@@ -1,6 +1,6 @@
 """What goes into a batch, and what comes out: `Item`, `Outcome` and `Summary`."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,23 @@ class Summary:
 
 Source = Iterable[str | Generation | Item] | AsyncIterable[str | Generation | Item]
 """Where the jobs of a batch come from: prompts, requests and items, in any mixture."""
+
+
+def check_source(source: object) -> None:
+    """
+    Raise unless this is a source of jobs.
+
+    Raises:
+        UsageError: It is a single prompt, request or item, or no iterable.
+    """
+    # Some of these can be iterated over, and would yield letters, keys or fields.
+    one_thing = (str, bytes, bytearray, Mapping, Item, *REQUESTS)
+    if isinstance(source, one_thing) or not isinstance(source, Iterable | AsyncIterable):
+        raise usage_error(
+            "prompts",
+            f"prompts is of type {type(source).__name__}.",
+            "Use a list, or another iterable, of prompts, requests or Items.",
+        )
 
 
 def item_of(thing: Any, index: int) -> Item:

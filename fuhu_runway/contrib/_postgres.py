@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final, LiteralString, TypeVar
+from typing import Any, Final, LiteralString, Self, TypeVar
 
 import attrs
 
@@ -128,6 +128,7 @@ REASONS: Final[Mapping[str, str]] = {
     "role .* does not exist": "the user or the password is wrong",
     "translate host|resolve|Name or service": "its host is unknown",
     "refused|No such file": "no server runs there",
+    "statement timeout": "another process holds a lock, or it is overloaded",
     "timeout|timed out|couldn't get": "it did not answer in time",
     "starting up|recovery": "it is starting",
     "shutting down|terminating": "it is stopping",
@@ -170,7 +171,7 @@ def options_of(url: str | None) -> dict[str, Any]:
     url = url_of(url)
     try:
         return {**OPTIONS, **conninfo_to_dict(url)}
-    except psycopg.Error:
+    except (psycopg.Error, UnicodeError):
         pass
     # Outside of the clause: an error that is raised there would quote the URL.
     raise usage_error(
@@ -199,6 +200,13 @@ def answered(wire: PGconn, statement: PQGen[T]) -> PQGen[T]:
 
 class Connection(psycopg.Connection[Any]):
     """A connection that is lost if the server does not answer in time."""
+
+    @classmethod
+    def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        """Connect; a host that cannot be a name in the DNS is an unknown one."""
+        with contextlib.suppress(UnicodeError):
+            return super().connect(*args, **kwargs)
+        raise psycopg.OperationalError("could not translate host name")
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Return the result of a statement; psycopg calls this."""

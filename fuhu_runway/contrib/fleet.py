@@ -21,9 +21,9 @@ from fuhu_runway._arguments import KEY_VARIABLE, check, mark_of_key
 from fuhu_runway._places import place_of
 from fuhu_runway.client import Client
 from fuhu_runway.errors import JournalError
-from fuhu_runway.items import Item, Source, item_of, numbered, plan_for
+from fuhu_runway.items import Item, Source, check_source, item_of, numbered, plan_for
 from fuhu_runway.journal import Job, JobState, nth
-from fuhu_runway.models import DEFAULT_WAIT, Limits, usage_error
+from fuhu_runway.models import DEFAULT_WAIT, Limits, require_text, usage_error
 
 try:
     import procrastinate
@@ -176,6 +176,7 @@ class Fleet:
 
         Raises:
             JournalTooNew: A newer version made them.
+            JournalBusy: Another process holds a lock on them for longer than 20 seconds.
             JournalError: The database cannot be used.
         """
         await self.journal.init()
@@ -234,10 +235,13 @@ class Fleet:
             retry_failed: Whether jobs that have failed count as new.
 
         Raises:
-            UsageError: An item is not a request, or a `custom_id` or *name* belongs to something
-                else.
+            UsageError: An item is not a request, *name* is not a usable text, or a `custom_id` or
+                *name* belongs to something else.
             JournalError: The database cannot be used.
         """
+        check_source(items)
+        if name is not None:
+            require_text("name", name)
         async with self._ready():
             if name is not None:
                 whole = [item_of(thing, n) async for n, thing in numbered(items)]
@@ -469,6 +473,7 @@ class Fleet:
                     tasks_in_flight=self._limits.tasks_in_flight,
                     max_points=self._max_points,
                 )
+                client._sessions.hooks.add(self._worker.note)  # noqa: SLF001  (the same package)
             return self._worker
 
     async def _dismiss(self) -> None:

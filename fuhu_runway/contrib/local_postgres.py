@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
 
 from fuhu_runway.errors import UsageError
+from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import DATABASE_VARIABLE
 from fuhu_runway.models import usage_error
 
@@ -187,7 +188,10 @@ def temporary_database(url: str) -> Iterator[str]:
     try:
         yield urlsplit(url)._replace(path=f"/{name}").geturl()
     finally:
-        run(f"DROP DATABASE {name} WITH (FORCE)")
+        try:
+            run(f"DROP DATABASE {name} WITH (FORCE)")
+        except psycopg.Error as error:
+            LOGGER.warning("The database %s was not removed (%s).", name, type(error).__name__)
 
 
 def _programs() -> Path:

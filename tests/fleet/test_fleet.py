@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import attrs
 import procrastinate
 import psycopg
+import psycopg_pool
 import pytest
 from procrastinate.schema import SchemaManager
 from support.clients import QUICK_POLLS, QUICK_RETRY
@@ -31,7 +32,7 @@ from fuhu_runway.contrib._fleet.queue import PAUSE, Connector, Queue, Waiting
 from fuhu_runway.contrib._fleet.requests import packed, unpacked
 from fuhu_runway.contrib.fleet import Enqueued, Fleet, LeaseExpired
 from fuhu_runway.contrib.local_postgres import LocalPostgres
-from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
+from fuhu_runway.errors import JournalBusy, JournalError, JournalTooNew, UsageError
 from fuhu_runway.items import plan_for
 from fuhu_runway.journal import BaseJournal, Job, JobState
 from fuhu_runway.models import ImageToVideo, MotionVector
@@ -453,6 +454,43 @@ async def test_a_request_in_flight_is_answered_before_the_job_is_given_back(
     assert (await ended(fleet))["order-1"].state is JobState.SAVED
 
 
+async def test_an_id_that_the_journal_refuses_keeps_no_worker(
+    made: Made, fleet: Fleet, gateway: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    A worker ends although an id can never be written, and the others go on.
+
+    The id is in the log, and the job is in doubt: it is not sent again.
+    """
+    answer = '{"code": "success", "data": {"task_id": "task\\u0000of-order-1"}}'
+    gateway.fault("submit", faults.Response(200, answer, accepted=True))
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await happens(lambda: fleet.journal.jobs(JobState.IN_DOUBT))
+    assert "ended (task task\0of-order-1)" in caplog.text
+    await fleet.enqueue(NAMED[1:])
+    async with made(limits=Limits(tasks_in_flight=1)) as other:
+        states = {name: job.state for name, job in (await ended(other)).items()}
+    assert states == {"order-1": JobState.IN_DOUBT, "order-2": JobState.SAVED}
+    assert len(gateway.tasks) == 2
+
+
+async def test_a_journal_that_refuses_everything_keeps_no_worker(
+    fleet: Fleet, gateway: Simulator, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that stops while it submits ends, though the id is refused; the log has it."""
+    gateway.fault("submit", faults.Slow(500.0))
+    await fleet.enqueue(NAMED[:1])
+    async with working(fleet, grace=0.0):
+        await until(lambda: gateway.tasks)
+        refusing = "CHECK (task_id IS NULL AND state <> 'in doubt')"
+        rows(database_url, f"ALTER TABLE fuhu_job ADD {refusing}")
+    assert f"ended (task {gateway.tasks[0].task_id})" in caplog.text
+    rows(database_url, "ALTER TABLE fuhu_job DROP CONSTRAINT fuhu_job_check")
+    assert (await ended(fleet))["order-1"].state is JobState.IN_DOUBT
+    assert len(gateway.tasks) == 1
+
+
 async def test_what_is_refused_for_now_is_delivered_again(
     fleet: Fleet, gateway: Simulator, database_url: str
 ) -> None:
@@ -559,6 +597,19 @@ async def test_nothing_is_sent_once_the_points_are_spent(
     assert caplog.text.count("The limit of 1 points is reached.") == 1
     assert len(gateway.tasks) == 1
     assert await fleet.left() == 1
+
+
+async def test_a_job_that_is_retried_is_not_sent_either_once_the_points_are_spent(
+    made: Made, fleet: Fleet, gateway: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The limits hold for a job that failed and is to be sent again, as for a new one."""
+    gateway.script("a duckling", then="fail")
+    await fleet.enqueue(NAMED)
+    await ended(fleet)
+    await fleet.enqueue(NAMED[1:], retry_failed=True)
+    async with made(max_points=1) as poor, working(poor, grace=0.0):
+        await until(lambda: "The limit of 1 points is reached." in caplog.text)
+    assert len(gateway.tasks) == 2
 
 
 async def test_a_task_that_takes_longer_is_followed_again(
@@ -867,17 +918,16 @@ async def test_a_job_that_arrives_when_the_lease_expires_is_not_sent() -> None:
         await one.deliver(context, "id:order-1")
 
 
-@pytest.mark.usefixtures("virtual")
-async def test_a_journal_that_refuses_at_once_is_not_asked_without_a_pause() -> None:
-    """A worker whose lease has expired asks the journal twice a second until it answers."""
+async def letting_go(*answers: JournalError | None) -> list[float]:
+    """Return when the journal was asked that answers so, until the worker let go."""
     asked_at: list[float] = []
     loop = asyncio.get_running_loop()
 
     async def flush() -> None:
         asked_at.append(loop.time())
-        if len(asked_at) < 3:
-            happened, money, advice = "It has newer tables.", "Nothing was sent.", "Update."
-            raise JournalTooNew(happened, money, advice)
+        error = answers[len(asked_at) - 1]
+        if error is not None:
+            raise error
 
     async def aclose() -> None:
         pass
@@ -887,8 +937,24 @@ async def test_a_journal_that_refuses_at_once_is_not_asked_without_a_pause() -> 
     one.client = cast("Client", SimpleNamespace(aclose=aclose))
     one._started.add("id:order-1")
     await one._let_go()
-    first, *others = asked_at
-    assert [at - first for at in others] == pytest.approx([PAUSE, 2 * PAUSE], abs=0.1)
+    return [at - asked_at[0] for at in asked_at]
+
+
+@pytest.mark.usefixtures("virtual")
+async def test_a_journal_out_of_reach_is_asked_twice_a_second() -> None:
+    """A worker whose lease has expired waits for the database until what it paid for is there."""
+    away = _postgres.unreachable("fuhu", "no server runs there")
+    away.__cause__ = _postgres.Unreachable("no server runs there")
+    assert await letting_go(away, away, None) == pytest.approx([0.0, PAUSE, 2 * PAUSE], abs=0.1)
+
+
+async def test_a_journal_that_refuses_is_not_waited_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It would refuse the same again; the log says where the ids are."""
+    refusal = JournalTooNew("It has newer tables.", "Nothing was sent.", "Update.")
+    assert await letting_go(refusal) == [0.0]
+    assert "The journal cannot be written: It has newer tables. What was paid for" in caplog.text
 
 
 async def test_a_pool_that_hides_the_cancelling_keeps_no_worker() -> None:
@@ -1038,6 +1104,76 @@ async def test_a_database_that_refuses_a_statement_is_reported(
     rows(database_url, "DROP TABLE fuhu_request")
     with pytest.raises(JournalError, match=r"refused a statement of the queue \(SQLSTATE 42P01\)"):
         await fleet.enqueue(NAMED)
+
+
+async def test_a_value_that_the_queue_cannot_hold_is_refused_at_once(fleet: Fleet) -> None:
+    """It was not even sent, which is no reason to wait for the database."""
+    one = fleet._queue
+    with pytest.raises(JournalError, match=r"refused a statement of the queue \(DataError\)"):
+        await one.set("a\0b", "value")
+
+
+@pytest.mark.parametrize(
+    ("items", "name", "words"),
+    [
+        ("a kitten", None, "prompts is of type str"),
+        (7, None, "prompts is of type int"),
+        (NAMED, "a\0b", "name has a NUL character at position 1"),
+        (NAMED, "a\ud800", "name has half a character"),
+        (NAMED, 7, "name is of type int"),
+    ],
+)
+async def test_what_cannot_be_enqueued_is_refused(
+    fleet: Fleet, items: Any, name: Any, words: str
+) -> None:
+    """One prompt is not a source, as in a batch, and a name is text that databases can store."""
+    with pytest.raises(UsageError, match=words):
+        await fleet.enqueue(items, name=name)
+    assert await fleet.left() == 0
+
+
+async def test_a_lock_that_another_process_holds_is_reported(
+    fleet: Fleet, made: Made, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`init` says what it has waited for, and any other call, too."""
+    limit = "SELECT set_config('statement_timeout', '50ms', false)"
+    monkeypatch.setattr(queue, "_SESSION", limit)
+    one, busy = made(), "Another process holds a lock on the fleet's tables"
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (queue._LOCK,))
+        with pytest.raises(JournalBusy, match=busy) as caught:
+            await one.init()
+        assert "try again" in caught.value.advice
+        assert caught.value.__cause__ is None
+        other.execute("LOCK TABLE fuhu_request")
+        with pytest.raises(JournalBusy, match=busy):
+            await one.enqueue(NAMED)
+    await one.init()
+    assert await one.enqueue(NAMED) == Enqueued(new=2, known=0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        psycopg_pool.PoolTimeout("pool initialization incomplete after 30.0 sec"),
+        procrastinate.exceptions.UniqueViolation(constraint_name="a", queueing_lock=None),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+async def test_a_pool_that_cannot_be_opened_is_reported(
+    made: Made, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """An error of the pool's own is one of the journal's, and the fleet is closed again."""
+
+    async def wait(_pool: object, timeout: float) -> None:
+        raise fault
+
+    monkeypatch.setattr(psycopg_pool.AsyncConnectionPool, "wait", wait)
+    one = made()
+    with pytest.raises(JournalError, match=type(fault).__name__):
+        async with one:
+            pass
+    assert repr(one) == "<Fleet closed>"
 
 
 async def test_a_worker_that_can_save_nothing_is_refused(

@@ -196,6 +196,13 @@ def test_a_server_that_is_not_there_has_no_room_for_a_database() -> None:
     assert "127.0.0.1" not in str(caught.value)
 
 
+def test_a_database_that_cannot_be_removed_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that ends first does not hide how the block ended."""
+    with LocalPostgres() as server, local_postgres.temporary_database(server.url):
+        server.stop()
+    assert "was not removed (OperationalError)." in caplog.text
+
+
 def test_windows_needs_a_server_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says so before anything is made."""
     monkeypatch.delattr(os, "geteuid")

@@ -41,6 +41,7 @@ psycopg = pytest.importorskip("psycopg")
 from fuhu_runway.contrib import _postgres  # noqa: E402
 from fuhu_runway.contrib import postgres as module  # noqa: E402
 from fuhu_runway.contrib.postgres import PostgresJournal  # noqa: E402
+from fuhu_runway.contrib.shared_pace import SharedPace  # noqa: E402
 
 MONEY: Final = "Nothing was sent or charged."
 PASSWORD: Final = "marked-5f0c"
@@ -301,6 +302,23 @@ async def test_no_server_is_an_error_at_once(journal_url: str) -> None:
     assert "no server runs there" in gone.happened
 
 
+@pytest.mark.parametrize("host", ["a" * 64, "db..example"])
+async def test_a_host_that_is_no_name_is_an_error(host: str) -> None:
+    """A name that the DNS cannot have is an unknown host, also for the pace."""
+    url = f"postgresql://me:{PASSWORD}@{host}/clips"
+    assert "its host is unknown" in (await fault_of(url)).happened
+    with pytest.raises(UsageError, match="its host is unknown") as caught:
+        await SharedPace(url).init()
+    assert caught.value.__context__ is None
+
+
+def test_a_url_that_is_no_text_is_an_error() -> None:
+    """A byte that is not UTF-8, as the environment may have it; the error does not quote it."""
+    with pytest.raises(UsageError, match="The URL of the database cannot be read") as caught:
+        PostgresJournal(f"postgresql://me:{PASSWORD}\udcff@db.example/clips")
+    assert caught.value.__context__ is None
+
+
 REFUSALS: Final = {
     'password authentication failed for user "me"': "the user or the password is wrong",
     'no pg_hba.conf entry for host "10.1.2.3"': "it does not let this user or host in",
@@ -311,6 +329,7 @@ REFUSALS: Final = {
     "sorry, too many clients already": "it has no free connection",
     "SSL connection has been closed unexpectedly": "the connection was lost",
     "SSL error: certificate verify failed": "no encrypted connection can be made",
+    "a statement timeout": "another process holds a lock, or it is overloaded",
     "something else": "OperationalError",
 }
 
@@ -409,6 +428,40 @@ async def test_a_user_without_rights_gets_an_error(database_url: str) -> None:
         assert "refuses a statement: insufficient privilege (42501)" in error.happened
     finally:
         run("DROP ROLE fuhu_nobody", database_url)
+
+
+@pytest.mark.parametrize(
+    ("to", "changes", "error"),
+    [
+        (ACCEPTED, {"task_id": "a\0b"}, "JournalError"),
+        (ACCEPTED, {"task_id": "".join(map(chr, range(256, 9000)))}, "JournalError"),
+        (IN_DOUBT, {"task_id": "a\0b", "error": "UnreadableReply"}, "UnreadableReply"),
+    ],
+)
+async def test_an_outcome_that_no_row_can_hold_leaves_a_doubt(
+    journal: PostgresJournal,
+    other: PostgresJournal,
+    to: JobState,
+    changes: dict[str, Any],
+    error: str,
+) -> None:
+    """A job whose id the database refuses is in doubt, no longer in flight: it may be paid for."""
+    job = await job_at(journal, SUBMITTING)
+    with pytest.raises(JournalError):
+        await journal.step("k", to, NOW, attempt=job.submissions, **changes)
+    [doubt] = await other.jobs()
+    assert (doubt.state, doubt.task_id, doubt.error) == (IN_DOUBT, None, error)
+    assert await other.in_flight() == 0
+
+
+async def test_a_late_outcome_that_is_refused_changes_nothing(journal: PostgresJournal) -> None:
+    """What the database refuses of an earlier attempt does not put a later one in doubt."""
+    await job_at(journal, SUBMITTING)
+    await journal.step("k", PLANNED, NOW, attempt=1)
+    await journal.step("k", SUBMITTING, NOW)
+    with pytest.raises(JournalError, match="cannot hold this task_id"):
+        await journal.step("k", ACCEPTED, NOW, attempt=1, task_id="a\0b")
+    assert [job.state for job in await journal.jobs()] == [SUBMITTING]
 
 
 async def test_a_refused_value_breaks_nothing(journal: PostgresJournal) -> None:

@@ -436,6 +436,43 @@ def test_hypothesis_has_its_examples(pytester: pytest.Pytester) -> None:
     run(pytester, "-p", "no:aiohttp", "-p", "no:asyncio").assert_outcomes(passed=1)
 
 
+PORTS: Final = """
+from hypothesis import HealthCheck, given, settings, strategies
+
+gateways = []
+
+def between_examples(number):
+    for port in [port for one in gateways for port in (one.port, one.cdn_port)]:
+        with socket.socket() as other, pytest.raises(OSError):
+            other.bind(("127.0.0.1", port))
+    return number
+
+@settings(max_examples=3, suppress_health_check=list(HealthCheck), database=None)
+@given(number=strategies.integers().map(between_examples))
+async def test_stopped_between_examples(runway_gateway, number):
+    gateways.append(runway_gateway)
+
+async def test_stopped_by_the_test(runway_gateway):
+    await runway_gateway.aclose()
+    address = ("127.0.0.1", runway_gateway.port)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    with socket.create_server(address):
+        socket.create_connection(address).close()
+"""
+
+
+def test_a_stopped_gateway_shares_its_ports_with_nothing(pytester: pytest.Pytester) -> None:
+    """
+    Nothing else gets the ports of a gateway that the plugin stopped, not even by chance.
+
+    Those of a gateway that the test itself stopped may be another server's.
+    """
+    pytester.makepyfile(file_of(PORTS))
+    run(pytester, *AUTO).assert_outcomes(passed=2)
+    run(pytester, *BARE).assert_outcomes(passed=2)
+
+
 def test_a_failing_example_is_short(pytester: pytest.Pytester) -> None:
     """Hypothesis prints a gateway in one line, without all its options."""
     pytester.makepyfile(

@@ -1,6 +1,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import hashlib
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,7 @@ import fuhu_runway
 from fuhu_runway import Client, PollPolicy
 from fuhu_runway.testing import Simulator, faults, virtual_time
 from fuhu_runway.testing._pytest import deadline as _deadline
+from fuhu_runway.testing._pytest import guard as _guard
 from fuhu_runway.testing._pytest import threads as _threads
 from fuhu_runway.testing._pytest import virtual as _virtual
 
@@ -612,6 +615,17 @@ async def test_bytes_in_transit_take_no_time() -> None:
                     assert await reader.read(100) == b"a kitten"
         writer.close()
         await writer.wait_closed()
+
+
+async def test_a_refused_connection_leaves_no_socket_open() -> None:
+    """If a guard refuses the connection over loopback, virtual time closes its sockets."""
+    guard = _guard.Guard(is_shut=lambda _port: True)
+    with warnings.catch_warnings(record=True) as unclosed:
+        warnings.simplefilter("always", ResourceWarning)
+        with guard.watching(), pytest.raises(_guard.GatewayShut), virtual_time():
+            pass
+        gc.collect()
+    assert not unclosed
 
 
 async def test_an_unknown_thread_is_waited_for() -> None:

@@ -11,8 +11,8 @@ import importlib.metadata
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -25,8 +25,8 @@ from procrastinate.schema import SchemaManager
 from psycopg.abc import PQGen
 
 from fuhu_runway._http.shared import Report, SharedState
-from fuhu_runway.contrib._postgres import answered, options_of
-from fuhu_runway.errors import JournalError, JournalTooNew
+from fuhu_runway.contrib._postgres import answered, options_of, reason_of
+from fuhu_runway.errors import JournalBusy, JournalError, JournalTooNew
 from fuhu_runway.hooks import LOGGER
 from fuhu_runway.journal import JobState
 from fuhu_runway.models import usage_error
@@ -72,6 +72,8 @@ PAUSE: Final = 0.5
 """Seconds between two attempts to reach the database."""
 _RAISED: Final = "P0001"
 """The SQLSTATE with which a function of procrastinate says that there is no such job."""
+_CANCELED: Final = "57014"
+"""The SQLSTATE of a statement that took longer than `statement_timeout`."""
 _GONE: Final = ("08", "53", "57P")
 """How the SQLSTATEs of passing errors begin: no connection, too many, a restart."""
 
@@ -206,6 +208,11 @@ class Connector(procrastinate.PsycopgConnector):
     #: Whether the log says that the database cannot be reached.
     _is_gone = False
 
+    async def open_async(self, pool: Any = None) -> None:
+        """Open the pool of connections."""
+        with _translated():
+            await super().open_async(pool)
+
     async def execute_query_async(self, query: Any, **arguments: Any) -> None:
         """Execute a query."""
         run = super().execute_query_async
@@ -263,16 +270,26 @@ class Connector(procrastinate.PsycopgConnector):
             if self.has_expired or failure.__cause__ is None or _code(failure) == _RAISED:
                 raise failure
             if not _is_gone(failure):
-                raise JournalError(
-                    f"The database refused a statement of the queue (SQLSTATE {_code(failure)}).",
-                    "Nothing was sent or charged.",
-                    "Look up the code in the manual of Postgres, and update the tables with "
-                    "`fleet init`.",
-                ) from failure
+                raise error_of(failure.__cause__) from failure
             if not self._is_gone:
                 LOGGER.warning("The database cannot be reached. Everything waits for it.")
             self._is_gone = True
             await asyncio.sleep(PAUSE)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise our errors in place of psycopg's and procrastinate's."""
+    fault: BaseException
+    try:
+        yield
+    except psycopg.Error as error:
+        fault = error
+    except exceptions.ConnectorException as error:
+        fault = error.__cause__ or error
+    else:
+        return
+    raise error_of(fault)  # outside of the clause: the cause may quote addresses
 
 
 def _code(error: BaseException) -> str | None:
@@ -280,8 +297,35 @@ def _code(error: BaseException) -> str | None:
 
 
 def _is_gone(error: BaseException) -> bool:
-    """Return whether the database could not be reached: there is no SQLSTATE, or a passing one."""
-    return (_code(error) or "08").startswith(_GONE)
+    """Return whether the database could not be reached."""
+    code = _code(error)
+    if code is None:  # it has not answered, unless a value could not be sent to it
+        return isinstance(error.__cause__, psycopg.OperationalError | psycopg.InterfaceError)
+    return code.startswith(_GONE)
+
+
+def error_of(fault: BaseException) -> JournalError:
+    """Return our error for one of psycopg's."""
+    money = "Nothing was sent or charged."
+    code = getattr(fault, "sqlstate", None)
+    if code == _CANCELED:
+        return JournalBusy(
+            "Another process holds a lock on the fleet's tables, for longer than 20 s.",
+            money,
+            "Wait until it is done, such as another `fleet init`, and try again.",
+        )
+    if code is None and isinstance(fault, psycopg.OperationalError | psycopg.InterfaceError):
+        return JournalError(
+            f"The database of the fleet cannot be used: {reason_of(fault)}.",
+            money,
+            "Check that it runs and has free connections, then try again.",
+        )
+    what = type(fault).__name__ if code is None else f"SQLSTATE {code}"
+    return JournalError(
+        f"The database refused a statement of the queue ({what}).",
+        money,
+        "Look up the code in the manual of Postgres, and update the tables with `fleet init`.",
+    )
 
 
 def _names_no_host(record: logging.LogRecord) -> bool:
@@ -378,9 +422,10 @@ class Queue:
     @asynccontextmanager
     async def _lock(self, sql: str) -> AsyncIterator[bool]:
         """Hold an advisory lock; yield whether it was taken, since *sql* may not wait for it."""
-        async with self.connector.pool.connection() as connection:
-            row = await (await connection.execute(sql, (_LOCK,))).fetchone()
-            yield row is not None and row[0] is not False
+        with _translated():
+            async with self.connector.pool.connection() as connection:
+                row = await (await connection.execute(sql, (_LOCK,))).fetchone()
+                yield row is not None and row[0] is not False
 
     # Requests
 

@@ -5,10 +5,14 @@ Rule 1: an entry of the queue is removed once the journal says how its job ended
 is delivered again.
 Rule 2: a worker ends once its lease has expired, that is, once the database has had no heartbeat of
 it for that long: others have its jobs by then. First it writes the ids of what it has paid for.
+Rule 3: it waits for a database that cannot be reached, but not for one that refuses what it is to
+write: that is logged, and its job is in doubt.
 """
 
 import asyncio
+import time
 from contextlib import suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -17,7 +21,7 @@ from procrastinate import BaseRetryStrategy, JobContext, RetryDecision, exceptio
 from procrastinate.job_context import AbortReason
 
 from fuhu_runway.client import Client
-from fuhu_runway.contrib._postgres import reason_of
+from fuhu_runway.contrib._postgres import Unreachable, reason_of
 from fuhu_runway.errors import (
     JournalError,
     NotSent,
@@ -26,7 +30,15 @@ from fuhu_runway.errors import (
     Unauthorized,
     WaitAbandoned,
 )
-from fuhu_runway.hooks import LOGGER
+from fuhu_runway.hooks import (
+    LOGGER,
+    Event,
+    SubmissionDoubted,
+    SubmissionFailed,
+    SubmissionStarted,
+    SubmissionUnclaimed,
+    TaskSubmitted,
+)
 from fuhu_runway.journal import BaseJournal, JobState
 
 from .queue import AGAIN, PAUSE, QUEUE, Queue
@@ -38,6 +50,9 @@ LATER: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 """Seconds until a job that did not end is delivered again; the last holds for all that follow."""
 PAUSED: Final = 60.0
 """How long nothing is sent after the gateway refused the key or was unreachable, in seconds."""
+
+_JOB: Final = ContextVar[str]("_JOB", default="")
+"""The key of the job that is carried out in a context."""
 
 
 class LeaseExpired(RunwayError):
@@ -83,6 +98,8 @@ class Worker:
     _running: set[int] = attrs.field(init=False, factory=set)
     #: Keys of jobs that may be sent now, and may not be in flight yet.
     _started: set[str] = attrs.field(init=False, factory=set)
+    #: Keys of jobs whose submission has not ended, by its number.
+    _submitting: dict[int | None, str] = attrs.field(init=False, factory=dict)
     #: Its id in procrastinate's table; known with the first entry.
     _id: int | None = attrs.field(init=False, default=None)
     #: Ends when the lease expires; None unless the worker runs.
@@ -121,7 +138,8 @@ class Worker:
             await self._let_go()
             raise LeaseExpired(
                 f"The database could not be reached for {self.lease:g} s.",
-                "Nothing is lost or paid for twice: other workers continue these jobs.",
+                "Nothing is paid for twice, or lost unless the log says so: other workers continue "
+                "these jobs.",
                 "Start the worker again.",
             )
         finally:
@@ -154,7 +172,7 @@ class Worker:
                     await asyncio.sleep(self.lease / 6)  # twice per heartbeat, so none is missed
 
     async def _let_go(self) -> None:
-        """Send nothing more, and write the ids of what was paid for, however long that takes."""
+        """Send nothing more, and write the ids of what was paid for."""
         self.is_over, may_be_paid = True, bool(self._started)
         LOGGER.warning(
             "The database has had no heartbeat for %g s. This worker takes up nothing more, and "
@@ -162,11 +180,28 @@ class Worker:
             self.lease,
         )
         await self.client.aclose()
-        while may_be_paid:
-            with suppress(JournalError):
+        if may_be_paid:
+            await self._written()
+
+    async def _written(self) -> None:
+        """
+        Return once the journal has written what it has to, however long that takes.
+
+        If it refuses that, waiting longer would change nothing: the log has it.
+        """
+        while True:
+            try:
                 await self.journal.flush()
-                break
-            await asyncio.sleep(PAUSE)  # it may refuse at once
+            except JournalError as error:
+                if isinstance(error.__cause__, Unreachable):
+                    await asyncio.sleep(PAUSE)
+                    continue
+                LOGGER.error(
+                    "The journal cannot be written: %s What was paid for in the meantime is in this"
+                    " log, and the journal will have it as in doubt.",
+                    error.happened,
+                )
+            return
 
     async def _let_go_at_expiry(self) -> None:
         """Stop this part of the user's App when its lease expires; the App itself continues."""
@@ -197,12 +232,21 @@ class Worker:
 
     # One job
 
+    def note(self, event: Event) -> None:
+        """Record which jobs are being submitted; a listener for the client."""
+        match event:
+            case SubmissionStarted():
+                self._submitting[event.submission] = _JOB.get()
+            case TaskSubmitted() | SubmissionFailed() | SubmissionDoubted() | SubmissionUnclaimed():
+                self._submitting.pop(event.submission, None)
+
     async def deliver(self, context: JobContext, key: str) -> None:
         """Carry out a job, from wherever it was left."""
         job = context.job
         assert job.id is not None  # noqa: S101  (it is from the database)
         self._running.add(job.id)
         self._id = job.worker_id
+        _JOB.set(key)
         if self._fence is None:
             self._fence = asyncio.create_task(self._let_go_at_expiry())
         try:
@@ -224,12 +268,16 @@ class Worker:
             return
         if self.is_over:
             raise Again(0.0)
-        if found.state is JobState.PLANNED:
-            await self._let_through(key)
+        if found.state is JobState.SUBMITTING and key not in self._submitting.values():
+            # The journal has refused its outcome, or another worker will write it.
+            with suppress(JournalError):
+                await self.journal.step(key, JobState.IN_DOUBT, time.time(), error="NoReply")
         try:
             item, retry_failed = unpacked(
                 found.body, key, is_encrypted=found.is_encrypted, cipher=self.cipher
             )
+            if found.state is JobState.PLANNED or (found.state is JobState.FAILED and retry_failed):
+                await self._let_through(key)
             del found  # not kept while the job waits
             outcome = await self.client.carry_out(item, retry_failed=retry_failed, **self.options)
         except WaitAbandoned:
@@ -271,10 +319,7 @@ class Worker:
         return limit is None or await self.queue.in_flight(self._started) < limit
 
     async def _settled(self, key: str) -> None:
-        """Return once the journal has the reply to what is being sent, however long that takes."""
-        while True:
-            with suppress(JournalError):
-                job = await self.journal.find(key)
-                if job is None or job.state is not JobState.SUBMITTING:
-                    return await self.journal.flush()
+        """Return once the response to what is being sent is written, or refused by the journal."""
+        while key in self._submitting.values():  # noqa: ASYNC110  (events say when that ends)
             await asyncio.sleep(PAUSE)
+        await self._written()

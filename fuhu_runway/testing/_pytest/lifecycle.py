@@ -2,6 +2,7 @@
 The fixture lifecycle of one test: its options, its gateway and its client.
 
 Rule 1. The ports are taken before anything runs, so that synchronous fixtures know the addresses.
+    They stay taken while the gateway is stopped, so that nothing else gets them by chance.
 Rule 2. The gateway starts, and time becomes virtual, with the first asynchronous fixture or test
     that uses them, in its loop.
 Rule 3. Both end in that loop, after the test and all fixtures that use them. If the loop is closed
@@ -142,7 +143,9 @@ class Lifecycle:
             _refuse(str(error), ":")
 
         def is_shut(port: object) -> bool:
-            return port in {gateway.port, gateway.cdn_port} and not gateway.is_running
+            # Only while it holds them: once the test has stopped it, its ports may be anyone's.
+            is_held = bool(gateway._sockets)  # noqa: SLF001 - the same package
+            return is_held and port in {gateway.port, gateway.cdn_port}
 
         lifecycle = cls(options, gateway, Guard(options.allow, is_shut), place is None)
         with contextlib.ExitStack() as stack:
@@ -366,10 +369,16 @@ class Lifecycle:
                     stack.enter_context(virtual_time(patience=patience, deadline=None))
                 if own is None:
                     await self.gateway.start()
+                    stack.callback(self._keep_ports)
                     stack.push_async_callback(self.gateway.aclose)
                 yield
         finally:
             self._run = self._loop = None
+
+    def _keep_ports(self) -> None:
+        # If another program was faster, only a later start fails, and says so.
+        with contextlib.suppress(OSError):
+            self.gateway.bind()
 
     async def _close(self) -> None:
         if self.client is not None:

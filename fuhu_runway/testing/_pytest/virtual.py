@@ -244,10 +244,13 @@ class LoopbackProbe:
     """
 
     def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self._near = socket.create_connection(server.getsockname())
-            self._far, _ = server.accept()
-        self._near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+            # Not by `create_connection`, which leaves its socket open if an audit hook raises.
+            near = stack.enter_context(socket.socket())
+            near.connect(server.getsockname())
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._near, (self._far, _) = near, server.accept()
+            stack.pop_all()
 
     def wait(self) -> None:
         """Wait until all bytes that were sent before have arrived."""
