@@ -14,7 +14,9 @@ HEAD_BYTES: Final = 8
 """The length of a box's head; the start of a file that shows whether it is an MP4."""
 
 BOXES: Final = frozenset(
-    b"ftyp styp moov moof mdat mfra sidx ssix emsg prft meta free skip wide uuid pnot PICT".split()
+    (
+        b"ftyp styp pdin moov moof mdat mfra sidx ssix emsg prft meta free skip wide uuid pnot PICT"
+    ).split()
 )
 """The boxes at the top level of an MP4 file (ISO/IEC 14496-12, and QuickTime's own)."""
 
@@ -34,8 +36,8 @@ class Boxes:
 
     @property
     def is_cut(self) -> bool:
-        """Whether a file that ends now is not a whole clip."""
-        return self.missing > 0 or not self._has_content
+        """Whether a file that ends now is not a whole clip, as far as its boxes are known."""
+        return self.missing > 0 or (self._has_more and not self._has_content)
 
     def feed(self, data: bytes | memoryview) -> None:
         """Follow the next bytes of the file."""

@@ -293,6 +293,18 @@ async def test_the_head_of_a_clip_alone_is_not_a_clip(harness: DownloadHarness, 
     assert harness.is_clean()
 
 
+@pytest.mark.parametrize("kind", [b"pdin", b"what"])
+async def test_a_box_of_another_kind_before_the_pictures_is_allowed(
+    harness: DownloadHarness, kind: bytes
+) -> None:
+    """Behind a box that is not known, nothing is judged."""
+    clip = VIDEO[:24] + box(kind, b"anything") + VIDEO[24:]
+    async with raw_server(whole(clip)) as server:
+        await harness.save(server.url)
+        assert len(server.requests) == 1
+    assert harness.path.read_bytes() == clip
+
+
 # Files that are not clips
 
 
