@@ -29,6 +29,11 @@ class Clock(Protocol):
     def call_at(self, when: float, action: Callable[[], None]) -> Timer: ...
 
 
+def ahead(clock: Clock) -> float:
+    """Return how far the time of day is ahead of a time that is never set, in seconds."""
+    return clock.wall() - time.monotonic()
+
+
 class LoopClock:
     """The running event loop's own time, so that a loop with virtual time moves it too."""
 

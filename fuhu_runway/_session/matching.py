@@ -44,6 +44,7 @@ class Reason(enum.StrEnum):
     CHARGED = "the log of the key shows a charge for it"
     CUT = "the list of tasks is cut off"
     CLOCK = "the clocks of this machine and of the gateway differ too much"
+    SET_BACK = "the clock of this machine was set back after it was sent"
     STRANGER = "a task that nothing accounts for may be it, with another prompt or model"
     UNPROVEN = "nothing shows that the gateway's records are complete"
 

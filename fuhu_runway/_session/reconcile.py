@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from fuhu_runway import hooks as events
+from fuhu_runway._clock import ahead
 from fuhu_runway.account import Found, Left, Reconciliation
 from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UsageError
 from fuhu_runway.journal import Job, JobState
@@ -23,7 +24,7 @@ from fuhu_runway.models import TaskRecord, TaskState
 
 from .listings import ListReader, sent_of
 from .matching import Reason, Verdict, decide
-from .records import Records
+from .records import SLACK, Records
 from .session import Session
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Reconciler:
         #: When searches had the log of the key read, and whether the gateway seems to have one.
         self._log_reads: deque[float] = deque(maxlen=MAX_LOG_READS)
         self._has_log = True
+        #: The state of this machine's clock when submissions in doubt were sent, by their keys.
+        self.ahead: dict[str, float] = {}
 
     async def search(self, sessions: "Sessions", session: Session, key: str) -> TaskRecord | None:
         """
@@ -146,9 +149,7 @@ class Reconciler:
         found, not_accepted, left = list[Found](), list[str](), list[Left]()
         for job, verdict in zip(doubts, verdicts, strict=True):
             task, reason = verdict.task, verdict.reason
-            is_searching = self._search_for(job.key) is not None
-            if is_searching and (task is None or _is_recent(verdict, records)):
-                reason = reason or Reason.EARLY  # see rule 2
+            reason = reason or self._objection(sessions, job, verdict, records)
             if reason is not None:
                 said = _text_of(reason, verdict)
                 is_charged = reason is Reason.CHARGED
@@ -166,6 +167,18 @@ class Reconciler:
                 else:
                     found.append(Found(job.key, task.task_id, str(verdict.proof), job.custom_id))
         return Reconciliation(tuple(found), tuple(not_accepted), tuple(left))
+
+    def _objection(
+        self, sessions: "Sessions", job: Job, verdict: Verdict, records: Records
+    ) -> Reason | None:
+        """Return what only this process knows against a verdict; None if there is nothing."""
+        is_searching = self._search_for(job.key) is not None
+        if is_searching and (verdict.task is None or _is_recent(verdict, records)):
+            return Reason.EARLY  # see rule 2
+        # By the clock of now, it was sent earlier than its row says, so that its task and its
+        # charge may be listed earlier than they are looked for.
+        set_back = self.ahead.get(job.key, -math.inf) - ahead(sessions.settings.clock)
+        return Reason.SET_BACK if verdict.task is None and set_back > SLACK / 5 else None
 
     def _search_for(self, key: str) -> Search | None:
         """Return the search of a submission; None if its loop was closed before it ended."""

@@ -231,7 +231,8 @@ class Sessions(Handles):
     async def reconcile_again(self) -> bool:
         """Reconcile unless it is impossible or was tried in the last minute; return whether."""
         now = self.settings.clock.wall()
-        if self.account is None or now - self._reconciled_at < MINUTE:
+        # The clock may have been set back since.
+        if self.account is None or abs(now - self._reconciled_at) < MINUTE:
             return False
         self._reconciled_at = now
         await self.reconcile_if_possible()

@@ -18,6 +18,7 @@ from uuid import uuid4
 import attrs
 
 from fuhu_runway import hooks as events
+from fuhu_runway._clock import ahead
 from fuhu_runway._http.retry import delay_before, delays, in_doubt
 from fuhu_runway._waiting.unfinished import Origin
 from fuhu_runway._wire.decode import read_task
@@ -73,6 +74,8 @@ class Submission:
     fate: Fate = attrs.field(init=False, default=Fate.UNSENT)
     #: When it was first sent, on the loop's clock.
     sent_at: float | None = attrs.field(init=False, default=None)
+    #: The state of this machine's clock when it was last sent; see `ahead`.
+    ahead: float = attrs.field(init=False, default=0.0)
     #: Where the gateway posts its webhooks; None without a receiver.
     address: "Address | None" = attrs.field(init=False, default=None)
     #: Its task, once it is known.
@@ -118,6 +121,7 @@ class Submission:
                         continue
                     except RunwayError as error:
                         if self.fate is Fate.UNKNOWN:
+                            sessions.reconciler.ahead[plan.key] = self.ahead
                             found = await self._search(plan.key)
                             if found is None:
                                 raise in_doubt(error) from error
@@ -188,6 +192,7 @@ class Submission:
                 self.fate = Fate.UNSENT
                 raise
             self.sent_at = self.sent_at or sessions.settings.clock.now()
+            self.ahead = ahead(sessions.settings.clock)
             sessions.hooks.emit(events.SubmissionSent(self.number, attempt))
             try:
                 record = await transport.send_and_read(wire, self._read, sent_at)

@@ -5,19 +5,25 @@ import contextvars
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Final
 
 from fuhu_runway.errors import RunwayError, WaitAbandoned
 
 from .poller import Poller
 from .watch import Watch
 
+LONGEST_HOLD: Final = 3600.0
+"""How long a running task may keep submissions waiting, in seconds; gateways leave some running
+without end. If less, a gateway's own limit may be exceeded, and it refuses what is too much."""
+
 
 class TaskLimit:
     """
     Limit how many unfinished tasks one client has.
 
-    A task counts until its end is seen. While a submission waits for a free slot, the unfinished
-    tasks are polled, so that a slot is released even if no caller awaits them.
+    A task counts until its end is seen, or until submissions have waited for it for an hour. While
+    a submission waits for a free slot, the unfinished tasks are polled, so that a slot is released
+    even if no caller awaits them.
     """
 
     def __init__(self, at_most: int | None, poller: Poller) -> None:
@@ -88,10 +94,10 @@ class TaskLimit:
         self._changed.set()
 
     async def _end_of(self, watch: Watch) -> None:
-        # A task that can no longer be followed is not counted: it would block submissions for good.
+        # A task that cannot be followed, or does not end, would block submissions for good.
         with suppress(RunwayError):
             try:
-                await self._poller.settled(watch, None)
+                await self._poller.settled(watch, LONGEST_HOLD)
             except WaitAbandoned:
                 if not self._poller.is_closed:
                     return  # the waits were ended, and the task goes on

@@ -131,6 +131,8 @@ REFUSALS: Final = (
             "quota_not_enough",
             "local:quota_not_enough",
             "insufficient_quota",
+            "insufficient_credits",
+            "insufficient_balance",
         },
     ),
     Refusal(errors.OutOfCredits, "HTTP 402", _RESERVED_FIRST, {402}),
@@ -142,9 +144,9 @@ REFUSALS: Final = (
         texts=(
             *("额度已用尽", "额度不足", "余额不足", "积分不足", "预扣费额度失败"),
             *("quota exhausted", "quota has been exhausted", "insufficient quota"),
-            *("insufficient balance", "insufficient credit", "not enough credit"),
-            *("not have enough credit", "not enough points", "not enough balance"),
-            "out of credit",
+            *("insufficient balance", "balance not enough", "insufficient credit"),
+            *("not enough credit", "not have enough credit", "not enough points"),
+            *("not enough balance", "out of credit"),
         ),
     ),
     Refusal(
@@ -192,9 +194,17 @@ REFUSALS: Final = (
     ),
     Refusal(
         errors.ModelUnavailable,
-        "api-facts 5.1 (503 model_not_found); 11, row 7 (channel_disabled, no_available_key)",
+        "api-facts 5.1 (503 model_not_found); 11, row 7 (channel_disabled, no_available_key); "
+        "New-API types/error.go, relay/relay_task.go",
         _NO_CHANNEL,
-        codes={"model_not_found", "channel_disabled", "task_channel_disable", "no_available_key"},
+        codes={
+            "model_not_found",
+            "channel_disabled",
+            "task_channel_disable",
+            "no_available_key",
+            "channel:no_available_key",
+            "channel_no_available_key",
+        },
     ),
     Refusal(
         errors.ModelUnavailable,
@@ -205,8 +215,15 @@ REFUSALS: Final = (
     ),
     Refusal(
         errors.GatewayDown,
-        "api-facts 5.1 (500 do_request_failed …); 11, row 7 (insert_task_failed is charged)",
+        "api-facts 5.1 (500 do_request_failed …); 11, row 7 (insert_task_failed is charged); "
+        "New-API types/error.go: responses that the gateway could not read, with any status, since "
+        "an operator may map one to another",
         codes={
+            "bad_response",
+            "bad_response_body",
+            "empty_response",
+            "read_response_body_failed",
+            "unmarshal_response_body_failed",
             "build_request_failed",
             "do_request_failed",
             "get_channel_failed",
@@ -351,19 +368,20 @@ def _reasons_in(body: Mapping[str, Any], dialect: Dialect) -> Reasons:
         values.text_in(part.get(key)) or values.text_in(body.get(key)) for key in dialect.messages
     )
     message = next(filter(None, texts), None)
-    if message and not message.startswith("{"):
-        # Runway names the field that breaks each rule (api-facts 11, row 5).
-        issues = body.get("issues")
+    if message is None or not message.startswith("{"):
+        # Runway names the field that breaks each rule (api-facts 11, row 5), and so does FastAPI.
+        issues = body.get("issues") or body.get("detail")
         for issue in issues[:10] if isinstance(issues, list) else ():
-            if isinstance(issue, dict) and (detail := values.text_in(issue.get("message"))):
-                path = issue.get("path")
+            said = issue if isinstance(issue, dict) else {}
+            if detail := values.text_in(said.get("message", said.get("msg"))):
+                path = said.get("path", said.get("loc"))
                 steps = path if isinstance(path, list) else [path]
                 field = " ".join(str(step) for step in steps if step is not None)
-                message += f"; {field}: {detail}"
+                message = "; ".join(filter(None, (message, f"{field}: {detail}")))
     return Reasons(values.text_in(part.get("code")), names, message)
 
 
-_IS_CODE: Final = re.compile(r"[a-z]+(?:[_:][a-z]+)+")
+_IS_CODE: Final = re.compile(r"[a-z]+(?:[_:][a-z]+)+", re.IGNORECASE)
 """A reason that is itself a code, as in "task_not_exist"."""
 _REQUEST_ID: Final = re.compile(r"\(request id: ([^)\s]{1,80})\)$", re.IGNORECASE)
 

@@ -253,6 +253,27 @@ async def test_reconcile_proves_that_a_job_was_not_accepted(
     assert gateway.submitted == 3
 
 
+@pytest.mark.usefixtures("used_key")
+async def test_a_clock_that_is_set_back_proves_nothing(
+    gateway: Simulator, journal: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its task is listed earlier than it was sent by that clock, so it would not be looked for."""
+    gateway.fault("submit", LOST)
+    settings = {"account": None, "journal": journal, "timeouts": Timeouts(late=60)}
+    async with client_of(gateway, **settings) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(LoopClock, "wall", lambda _: time.time() + 30)
+            await in_doubt(client, custom_id="order-7")
+        await client.generate("a puppy")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        later = {name: getattr(time, name)() + 120 for name in ("time", "monotonic")}
+        with monkeypatch.context() as patched:
+            for name, instant in later.items():
+                patched.setattr(time, name, lambda instant=instant: instant)
+            assert (await reason_left(client)).reason == Reason.SET_BACK
+    assert gateway.submitted == 3  # with the old prompt
+
+
 async def test_without_another_task_nothing_is_proven(gateway: Simulator) -> None:
     """A list and a log that show no known task may be those of another gateway."""
     gateway.fault("submit", NEVER_SENT)
@@ -331,6 +352,22 @@ async def test_a_name_in_doubt_is_looked_up_once_a_minute(
             await in_doubt(client, custom_id="order-7")
     assert listings(gateway) == 1
     assert gateway.submitted == 0
+
+
+async def test_a_name_in_doubt_is_looked_up_although_the_clock_was_set_back(
+    gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would not be looked up until that time of day came again."""
+    gateway.fault("submit", NEVER_SENT)
+    async with client_of(gateway, account=None) as client:
+        await in_doubt(client, custom_id="order-7")
+        client._sessions.account = Account(gateway.access_token, gateway.user_id)
+        with monkeypatch.context() as patched:
+            patched.setattr(LoopClock, "wall", lambda _: time.time() + 3600)
+            await in_doubt(client, custom_id="order-7")
+        before = listings(gateway)
+        await in_doubt(client, custom_id="order-7")
+    assert listings(gateway) > before > 0
 
 
 async def test_two_that_reconcile_at_once_settle_it_once(

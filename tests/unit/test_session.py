@@ -215,6 +215,19 @@ async def test_a_task_that_cannot_be_followed_counts_no_more(clock: ManualClock)
     assert scene.feed.polls[0][0] == "t-1"
 
 
+async def test_a_task_that_never_ends_counts_no_more(clock: ManualClock) -> None:
+    """A task that the gateway leaves running does not block submissions without end."""
+    scene = scene_on(clock)
+    scene.feed.returns(record("t-1"), task_id="t-1")
+    limit = TaskLimit(1, scene.poller)
+    await submit(limit, scene, "t-1")
+    second = asyncio.create_task(submit(limit, scene, "t-2"))
+    await clock.advance(3599)
+    assert not second.done()
+    await clock.advance(2)
+    assert second.done()
+
+
 async def test_each_task_is_waited_for_once(clock: ManualClock) -> None:
     """However many submissions wait for a slot, one after the other."""
     scene, begun = scene_on(clock), Counter[str]()
