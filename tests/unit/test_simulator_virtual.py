@@ -199,9 +199,15 @@ def by_the_future(work: tuple["asyncio.Future[None]", str]) -> None:
     work[0].get_loop().call_soon_threadsafe(work[0].set_result, None)
 
 
+@pytest.mark.parametrize("future", [asyncio.Future, asyncio.futures._PyFuture])  # type: ignore[attr-defined]
 @pytest.mark.parametrize("kind", [queue.SimpleQueue, queue.Queue])
-async def test_a_thread_with_a_queue_takes_no_time(kind: Callable[[], Any]) -> None:
-    """A worker that answers by call_soon_threadsafe is waited for, even if a timer is set."""
+async def test_a_thread_with_a_queue_takes_no_time(
+    kind: Callable[[], Any], future: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that answers by call_soon_threadsafe is waited for, with futures of any class."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "create_future", lambda: future(loop=loop))
+    monkeypatch.setattr(asyncio, "Future", future)  # as nest_asyncio does
     worker = Worker(kind(), by_the_future)
     worker.start()
     with virtual_time():
@@ -709,6 +715,20 @@ async def test_each_beginning_is_round() -> None:
     asyncio.get_running_loop().call_later(100, lambda: None).cancel()
     with virtual_time():
         assert math.fmod(loop.time(), _virtual.ROUND) == 0
+
+
+async def test_a_loop_in_debug_mode_reports_no_slow_callback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither the jump to a round instant nor an hour that was jumped over is a slow callback."""
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    await asyncio.sleep(0)
+    with virtual_time():
+        await asyncio.sleep(3600)
+    assert loop.slow_callback_duration == 0.1
+    await asyncio.sleep(0)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("loop", [SimpleNamespace(time=lambda: 0.0), asyncio.BaseEventLoop()])

@@ -25,9 +25,11 @@ ATTEMPTS: Final = 5
 
 # A thread in this function waits for other work, which may be the loop's.
 WAITS: Final = concurrent.futures.Future.result.__code__
+# Kept here, since nest_asyncio replaces the class for the whole process.
+FUTURE: Final = asyncio.Future
 # The types that stand for work in a variable of a thread, and when they do.
 HAS_WORK: Final[dict[Any, Callable[[Any], bool]]] = {
-    asyncio.Future: lambda future: not future.done(),
+    FUTURE: lambda future: not future.done(),
     queue.Queue: lambda works: not works.empty(),
     queue.SimpleQueue: lambda works: not works.empty(),
     _WorkItem: lambda _: True,
@@ -100,7 +102,8 @@ def _owed_by(
 
 @functools.lru_cache
 def _kind_of(kind: type) -> type | None:
-    if issubclass(kind, asyncio.Task):
-        return None
+    # The mark by which asyncio itself knows a future of any class.
+    if hasattr(kind, "_asyncio_future_blocking"):
+        return None if hasattr(kind, "get_coro") else FUTURE
     known = (*HAS_WORK, asyncio.SelectorEventLoop)
     return next((one for one in known if issubclass(kind, one)), None)

@@ -184,6 +184,9 @@ class VirtualClock:
             select = _Select(self, selector.select, probe)
             stack.enter_context(mock.patch.object(selector, "select", select))
             stack.enter_context(mock.patch.object(self._loop, "run_in_executor", run_in_executor))
+            # In debug mode, asyncio would report the jump to a round time as a slow callback.
+            never = mock.patch.object(self._loop, "slow_callback_duration", math.inf)
+            stack.enter_context(never)
             yield
 
     def _end(self) -> None:
