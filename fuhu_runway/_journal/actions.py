@@ -87,9 +87,7 @@ def _plan(plan: Plan, now: float, owner: str | None) -> Action[Job]:
         # The line may have moved since an earlier run, or may not be known in this one.
         changed = "source = excluded.source WHERE excluded.source != coalesce(job.source, '')"
         sql = f"{_insert(values)} ON CONFLICT (key) DO UPDATE SET {changed} RETURNING *"
-        rows = (yield sql, values) or (
-            yield "SELECT * FROM job WHERE key = :key", {"key": plan.key}
-        )
+        rows = (yield sql, values) or (yield from _first("key", plan.key))
         return job_of(rows[0])
     values["owner"] = owner
     # Another process that was submitting it is dead or frozen: otherwise this one had not got it.
@@ -182,7 +180,7 @@ def step(
     )
     if rows:
         return job_of(rows[0])
-    rows = yield "SELECT * FROM job WHERE key = :key", {"key": key}
+    rows = yield from _first("key", key)
     if not rows:
         raise unknown(key)
     job = job_of(rows[0])
@@ -328,9 +326,13 @@ def forget(key: str, state: JobState | None) -> Action[None]:
 
 def look_up(column: str, value: str) -> Action[Job | None]:
     """Return the first job with a value in a column."""
-    sql = f"SELECT * FROM job WHERE {column} = :value ORDER BY rowid LIMIT 1"  # noqa: S608
-    rows = yield sql, {"value": value}
+    rows = yield from _first(column, value)
     return job_of(rows[0]) if rows else None
+
+
+def _first(column: str, value: str) -> Action[Rows]:
+    sql = f"SELECT * FROM job WHERE {column} = :value ORDER BY rowid LIMIT 1"  # noqa: S608
+    return (yield sql, {"value": value})
 
 
 def find(name: str) -> Action[Job | None]:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties.strategies import ADDRESSES, MARKED, PROMPTS, nested, texts
 
+from fuhu_runway import _redact
 from fuhu_runway._redact import HIDDEN, RUN, outline, outline_text, redact
 
 # No letter, digit or colon, which would make it another word or another address.
@@ -94,3 +95,44 @@ def test_a_run_of_a_prompt_is_hidden(before: str, cut: int, escape: Callable[[st
     shown = redact(f"«{run}»", [f"{before}{SAYING}"])
     assert HIDDEN in shown
     assert run.strip('"') not in shown
+
+
+# Escapes, their parts, and what they may be next to.
+PIECES = st.sampled_from(
+    [
+        *(
+            "\\",
+            '\\"',
+            "\\n",
+            "\\x",
+            "u00e9",
+            "\\u0041",
+            "\\U00C9",
+            "\\ud83d",
+            "\\ude00",
+            "\\u0020",
+        ),
+        *("%", "%2", "%2B", "%252b", "%C3", "%a9", "%20", "%00", "&", "amp;", "&amp;lt;", "&nbsp;"),
+        *(
+            "&#43;",
+            "&#x130;",
+            "&NotEqualTilde;",
+            "&fjlig;",
+            "&#0;",
+            "+",
+            " ",
+            "\t",
+            "\u2028",
+            "\x1c",
+        ),
+        *("a", "İ", "ẞ", "Σ", "ΑΣ ", "é", "\u0301", "🐈", "\0"),
+    ]
+)
+
+
+@given(st.lists(PIECES | texts(max_size=3), max_size=12).map("".join))
+def test_both_ways_to_undo_escapes_agree(text: str) -> None:
+    """Secrets take the short way and responses the one that knows each place: same text."""
+    plain, places = _redact._unescaped(text)
+    assert _redact._plain(text) == plain
+    assert len(places) == len(plain)
