@@ -421,7 +421,7 @@ class Poller:
 
     def _take_in(self, watch: Watch, record: TaskRecord, now: float) -> None:
         was = watch.record
-        record = watch.failed_if_stuck(record)
+        record = watch.failed_if_stuck(record, now, self._policy.max_interval)
         if watch.kind is not None and not watch.is_settled:
             since, watch.running_at = watch.age(watch.running_at), now
             self._learner.saw(watch.kind, since, watch.age(now), has_ended=record.has_clip)

@@ -549,13 +549,30 @@ async def test_an_unknown_status_is_reported_once(scene: Scene) -> None:
 async def test_an_unknown_status_that_stays_the_same_with_a_reason_is_a_failure(
     scene: Scene,
 ) -> None:
-    """Five polls in a row with the same unknown status and a reason end the wait as failed."""
+    """An unknown status with the same reason for 75 s ends the wait as failed, and stays so."""
     odd = record(state=TaskState.UNKNOWN, word="moonwalking", message="not allowed")
     scene.feed.returns(odd)
-    waiting = scene.wait(scene.watch())
-    await scene.clock.advance(60)
+    watch = scene.watch()
+    waiting = scene.wait(watch)
+    await scene.clock.advance(70)
+    assert not waiting.done()
+    await scene.clock.advance(20)
     assert waiting.result() == attrs.evolve(odd, state=TaskState.FAILED)
-    assert len(scene.feed.polls) == 5
+    await scene.poller.refresh(watch)
+    assert watch.record == waiting.result()
+
+
+async def test_many_polls_within_a_moment_make_no_failure(scene: Scene) -> None:
+    """An app that refreshes a task again and again does not end it: it may be under review."""
+    odd = record(state=TaskState.UNKNOWN, word="reviewing", message="A person reviews it")
+    scene.feed.returns(*[odd] * 21, done())
+    watch = scene.watch()
+    waiting = scene.wait(watch)
+    for _ in range(20):
+        await scene.poller.refresh(watch)
+    assert watch.record == odd
+    await scene.clock.advance(60)
+    assert waiting.result() == done()
 
 
 async def test_an_unknown_status_that_changes_is_no_failure(scene: Scene) -> None:
