@@ -392,6 +392,16 @@ async def test_a_hopeless_error_ends_every_wait_at_once(
     assert scene.has_nothing_left()
 
 
+async def test_a_key_that_was_good_is_refused_twice_before_the_wait_ends(scene: Scene) -> None:
+    """One refusal may be the gateway's own trouble; a second one in a row is not."""
+    refused = refusal(Unauthorized)
+    scene.feed.returns(record(), refused, record(), refused, refused, done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(60)
+    assert isinstance(waiting.exception(), Unauthorized)
+    assert len(scene.feed.polls) == 5
+
+
 async def test_a_fresh_task_may_not_be_found_for_minutes(scene: Scene) -> None:
     """`task_not_exist` is tolerated for 300 s after the submit (api-facts 11, row 3)."""
     scene.feed.returns(*[refusal(NotFound)] * 20, done())
