@@ -421,7 +421,7 @@ class Poller:
 
     def _take_in(self, watch: Watch, record: TaskRecord, now: float) -> None:
         was = watch.record
-        record = watch.failed_if_stuck(record)
+        record = watch.failed_if_stuck(record, now, self._policy.max_interval)
         if watch.kind is not None and not watch.is_settled:
             since, watch.running_at = watch.age(watch.running_at), now
             self._learner.saw(watch.kind, since, watch.age(now), has_ended=record.has_clip)
@@ -508,7 +508,7 @@ class Poller:
             self._arm()
 
     def _take_error(self, watch: Watch, error: RunwayError) -> None:
-        watch.last_error = error
+        before, watch.last_error = watch.last_error, error
         now = self._clock.now()
         # A task that was just accepted may not be visible at once (api-facts 5.4), and one that
         # was seen before is known to exist, whatever a proxy's page says in between.
@@ -517,7 +517,10 @@ class Poller:
         # A redirect says nothing about the task: a proxy may have sent it.
         is_404 = isinstance(error, NotFound) and not 300 <= error.status < 400
         is_unknown = is_404 and not (watch.was_seen or is_new)
-        if isinstance(error, HOPELESS) or is_unknown:
+        # Some gateways refuse a good key now and then (QuantumNous/new-api, issue 3302).
+        is_refused = isinstance(error, Unauthorized) and watch.was_seen
+        is_first = is_refused and not isinstance(before, Unauthorized)
+        if (isinstance(error, HOPELESS) and not is_first) or is_unknown:
             if is_unknown:
                 self._unfinished.not_found(watch.name)
             self._fail(watch, partial(copied, error))

@@ -16,8 +16,9 @@ from .intervals import Kind
 from .unfinished import Name
 
 STUCK_AFTER: Final = 5
-"""Polls in a row with the same unknown status and reason that count as a failure; if more, a
-failure under an unknown word is reported later; if fewer, a queued task may be taken for failed."""
+"""Polls in a row with the same unknown status and reason that count as a failure, if they took as
+many of the longest intervals; if more, a failure under an unknown word is reported later; if
+fewer, a queued task may be taken for failed."""
 
 
 def name_of(request: Request) -> Name:
@@ -87,8 +88,9 @@ class Watch:
     url_missing_since: float | None = None
     #: Polls and their events run in this copy of the context of the submit, or of the first wait.
     context: contextvars.Context = attrs.field(factory=contextvars.copy_context)
-    #: How many polls in a row gave the same unknown status with the same reason.
+    #: How many polls in a row gave the same unknown status with the same reason, and since when.
     stuck: int = 0
+    stuck_since: float = 0.0
     #: The oddities that were reported.
     reported: frozenset[str] = frozenset()
     is_end_reported: bool = False
@@ -118,15 +120,22 @@ class Watch:
         """Whether the task has ended."""
         return self.record is not None and self.record.is_settled
 
-    def failed_if_stuck(self, record: TaskRecord) -> TaskRecord:
-        """Return *record* as a failure if an unknown status stays the same, with a reason."""
+    def failed_if_stuck(self, record: TaskRecord, now: float, interval: float) -> TaskRecord:
+        """
+        Return *record* as a failure if an unknown status stays the same, with a reason.
+
+        A caller may poll more often than at the longest *interval*, so polls alone do not count.
+        """
         if record.state is not TaskState.UNKNOWN or not is_reason(record.message):
             self.stuck = 0
             return record
         was = self.record
-        is_same = was is not None and visible(was) == visible(record) and was.word == record.word
-        self.stuck = self.stuck + 1 if is_same else 1
-        if self.stuck < STUCK_AFTER:
+        shown = visible(record)[1:]  # without the state, which may be a failure by now
+        is_same = was is not None and visible(was)[1:] == shown and was.word == record.word
+        if not self.stuck or not is_same:
+            self.stuck, self.stuck_since = 0, now
+        self.stuck += 1
+        if self.stuck < STUCK_AFTER or now - self.stuck_since < STUCK_AFTER * interval:
             return record
         return attrs.evolve(record, state=TaskState.FAILED)
 

@@ -343,7 +343,8 @@ def _usual(part: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for rare, usual in tables.USUAL_KEYS.items():
         value = part.get(rare)
-        if usual not in found and (usual == "status" or values.address_in(value) is not None):
+        is_text = usual in {"status", "fail_reason"}
+        if usual not in found and (is_text or values.address_in(value) is not None):
             found[usual] = value
     return found | said
 

@@ -266,6 +266,14 @@ REFUSALS: Final = (
         in_json=False,
         advice="Log in to the proxy or the network, then call again.",
     ),
+    Refusal(
+        errors.GatewayDown,
+        "api-facts 0, S13 (model/token.go); https://github.com/songquanpeng/one-api/pull/901: the "
+        "gateway's database could not be read, and the key may be good",
+        _KEY_FIRST,
+        {200, 401},
+        texts=("数据库查询出错", "令牌验证失败", "database query error"),
+    ),
     Refusal(errors.Unauthorized, "api-facts 5.1 (401, 403)", _KEY_FIRST, {401, 403}),
     Refusal(
         errors.Unauthorized,

@@ -513,7 +513,7 @@ STATES: Final[Mapping[str, TaskState]] = {
         TaskState.QUEUED: (
             "0 not_start not_started submitted submitting queued queueing queuing in_queue pending "
             "throttled waiting wait created accepted scheduled init initializing new preparing "
-            "等待中 排队中 等待 排队 未开始 已提交"
+            "staged 等待中 排队中 等待 排队 未开始 已提交"
         ),
         TaskState.RUNNING: (
             "1 running in_progress in_process processing generating started starting active "
@@ -609,7 +609,12 @@ USUAL_KEYS: Final = {
             "videos video_results result_url result_urls resultUrl resultUrls output_url outputUrl"
         ),
         # Only beside a success: of a running task they may be the address to poll, or the input.
-        "raw_video_url": "url urls download_url file_url result content",
+        "raw_video_url": (
+            "url urls download_url file_url result content "
+            # doc-en.302.ai, docs.kie.ai/runway-api, wavespeed.ai
+            "artifacts videoInfo outputs"
+        ),
+        "fail_reason": "failMsg",
     }.items()
     for rare in spellings.split()
 }

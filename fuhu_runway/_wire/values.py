@@ -80,7 +80,8 @@ def address_in(value: Any, _type: Any = None) -> str | None:
     # One level only: endless nesting must not make the id next to it unreadable.
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, dict):
-            item = item.get("url") or item.get("video_url") or item.get("video")  # noqa: PLW2901
+            named = (item.get(key) for key in ("url", "video_url", "videoUrl", "video"))
+            item = next(filter(None, named), None)  # noqa: PLW2901
         if isinstance(item, str):
             address = item.strip()
             # File names may contain spaces, which are quoted when the file is fetched. A path is

@@ -392,6 +392,16 @@ async def test_a_hopeless_error_ends_every_wait_at_once(
     assert scene.has_nothing_left()
 
 
+async def test_a_key_that_was_good_is_refused_twice_before_the_wait_ends(scene: Scene) -> None:
+    """One refusal may be the gateway's own trouble; a second one in a row is not."""
+    refused = refusal(Unauthorized)
+    scene.feed.returns(record(), refused, record(), refused, refused, done())
+    waiting = scene.wait(scene.watch())
+    await scene.clock.advance(60)
+    assert isinstance(waiting.exception(), Unauthorized)
+    assert len(scene.feed.polls) == 5
+
+
 async def test_a_fresh_task_may_not_be_found_for_minutes(scene: Scene) -> None:
     """`task_not_exist` is tolerated for 300 s after the submit (api-facts 11, row 3)."""
     scene.feed.returns(*[refusal(NotFound)] * 20, done())
@@ -549,13 +559,30 @@ async def test_an_unknown_status_is_reported_once(scene: Scene) -> None:
 async def test_an_unknown_status_that_stays_the_same_with_a_reason_is_a_failure(
     scene: Scene,
 ) -> None:
-    """Five polls in a row with the same unknown status and a reason end the wait as failed."""
+    """An unknown status with the same reason for 75 s ends the wait as failed, and stays so."""
     odd = record(state=TaskState.UNKNOWN, word="moonwalking", message="not allowed")
     scene.feed.returns(odd)
-    waiting = scene.wait(scene.watch())
-    await scene.clock.advance(60)
+    watch = scene.watch()
+    waiting = scene.wait(watch)
+    await scene.clock.advance(70)
+    assert not waiting.done()
+    await scene.clock.advance(20)
     assert waiting.result() == attrs.evolve(odd, state=TaskState.FAILED)
-    assert len(scene.feed.polls) == 5
+    await scene.poller.refresh(watch)
+    assert watch.record == waiting.result()
+
+
+async def test_many_polls_within_a_moment_make_no_failure(scene: Scene) -> None:
+    """An app that refreshes a task again and again does not end it: it may be under review."""
+    odd = record(state=TaskState.UNKNOWN, word="reviewing", message="A person reviews it")
+    scene.feed.returns(*[odd] * 21, done())
+    watch = scene.watch()
+    waiting = scene.wait(watch)
+    for _ in range(20):
+        await scene.poller.refresh(watch)
+    assert watch.record == odd
+    await scene.clock.advance(60)
+    assert waiting.result() == done()
 
 
 async def test_an_unknown_status_that_changes_is_no_failure(scene: Scene) -> None:

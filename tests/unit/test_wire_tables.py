@@ -112,7 +112,7 @@ WORDS = {
     TaskState.QUEUED: (
         "0 not_start not_started submitted submitting queued queueing queuing in_queue pending "
         "throttled waiting wait created accepted scheduled init initializing new preparing "
-        "等待中 排队中 等待 排队 未开始 已提交"
+        "staged 等待中 排队中 等待 排队 未开始 已提交"
     ),
     TaskState.RUNNING: (
         "1 running in_progress in_process processing generating started starting active "
