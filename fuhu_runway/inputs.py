@@ -162,6 +162,9 @@ def spooled(path: str | os.PathLike[str]) -> Iterator[Path]:
                 shutil.copyfileobj(source, target)
         except (AttributeError, OSError, ValueError) as exc:
             # AttributeError and ValueError: standard input is missing or was closed.
+            if is_stdin and not isinstance(exc, OSError):
+                advice = "Pipe the requests into it, or pass the name of a file."
+                raise usage_error("path", "Standard input is closed.", advice) from exc
             raise _unreadable(path, exc) from exc
         ending = path.suffix.lower() if path.suffix.lower() in READERS else _guessed_kind(copy)
         yield copy.rename(copy.with_name(copy.name + ending))

@@ -1,5 +1,6 @@
 """The simulated gateway: its options, its lifecycle, and methods to plan and assert."""
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -225,9 +226,15 @@ class Simulator:
 
         Raises:
             OSError: A port is taken, or the state file cannot be written.
-            RuntimeError: Another simulator has written to the state file.
+            RuntimeError: It is open in another event loop, or another simulator has written to the
+                state file.
         """
         if self._running is not None:
+            if self._clock.loop is not asyncio.get_running_loop():
+                raise RuntimeError(
+                    "the simulator is open in another event loop, and answers only while that loop "
+                    "runs; open and close it in the same loop as the code that uses it"
+                )
             return
         # The webhooks of tasks that are accepted from now on are sent by their submits.
         earlier = tuple(self._store.tasks.values())

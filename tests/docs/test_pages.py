@@ -57,12 +57,15 @@ def test_each_command_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     cli = pytest.importorskip("fuhu_runway.cli.app")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clips").mkdir()
-    (tmp_path / "clips/journal.db").touch()
+    for journal in ("clips/journal.db", "FILE", "JOURNAL"):
+        (tmp_path / journal).touch()
+    # In the text, a command without an argument is only a name.
+    lines = re.compile(r"^\$ (.*)$|`(fuhu-runway \w+ [^-`][^`]*)`", re.MULTILINE)
     shown = {
         command
         for page in [README, *ROOT.glob("docs/**/*.md")]
-        for line in re.findall(r"^\$ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-        for command in re.findall(r"\bfuhu-runway [^&|#<]*", line)
+        for line in lines.findall(page.read_text(encoding="utf-8"))
+        for command in re.findall(r"\bfuhu-runway [^&|#<]*", "".join(line))
     }
     assert len(shown) > 1
     for command in shown:

@@ -456,11 +456,11 @@ def test_ctrl_c_ends_a_read_from_stdin(
 def test_a_missing_stdin_is_an_error(
     run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process without a stdin exits with 2 and one line."""
+    """A process without a stdin exits with 2 and one line, which says what is missing."""
     monkeypatch.setattr(sys, "stdin", None)
     done = run(file="-")
     (line,) = done.err.splitlines()
-    assert (done.code, done.out, "'-' cannot be read" in line) == (2, "", True)
+    assert (done.code, done.out, "Standard input is closed." in line) == (2, "", True)
 
 
 # What goes wrong after that

@@ -717,6 +717,18 @@ async def test_starting_and_closing_twice_is_the_same_as_once() -> None:
     assert not gateway.is_running
 
 
+def test_a_start_in_another_loop_is_an_error() -> None:
+    """A gateway whose loop has ended would answer nothing; after `aclose` it starts anywhere."""
+    gateway = Simulator()
+    asyncio.run(gateway.start())
+    with pytest.raises(RuntimeError, match="open in another event loop"):
+        asyncio.run(gateway.start())
+    asyncio.run(gateway.aclose())
+    asyncio.run(gateway.start())
+    assert gateway.is_running
+    asyncio.run(gateway.aclose())
+
+
 async def test_a_restart_keeps_port_and_tasks() -> None:
     """While it is closed, connections are refused; afterwards the task still exists."""
     async with running(takes=0.0) as caller:

@@ -92,7 +92,8 @@ class Reach:
 SHUT: Final = (
     "runway_gateway is not running at this moment. It starts with the first asynchronous fixture "
     "or test that has it as an argument, and stops with the last; in unittest it runs during the "
-    "test method, but not in asyncSetUp or asyncTearDown. Move the request there."
+    "test method, but not in asyncSetUp or asyncTearDown. Move the request there; a task that the "
+    "test left running must end before the test does."
 )
 
 
