@@ -57,6 +57,7 @@ def work(path: Path, wait: float, todo: Calls, former: threading.Thread | None) 
     if former is not None:
         former.join()  # it may still have the file open
     db: sqlite3.Connection | None = None
+    opened: os.stat_result | None = None
     is_over = False
     in_log = 0
     while not is_over:
@@ -65,6 +66,7 @@ def work(path: Path, wait: float, todo: Calls, former: threading.Thread | None) 
             continue
         try:
             db = db or _open_within(path, wait)
+            opened = _checked(path, opened)
         except Exception as exc:  # noqa: BLE001  (the caller has to raise it)
             report((call, None, error_of(exc, path)) for call in batch)
             continue
@@ -79,6 +81,30 @@ def work(path: Path, wait: float, todo: Calls, former: threading.Thread | None) 
             _doubt(db)
             db.execute(NEEDS_NO_LOG)  # again, in case a full disk refused it
         db.close()
+
+
+def _checked(path: Path, opened: os.stat_result | None) -> os.stat_result | None:
+    """
+    Return which file *path* is; None if that is not known.
+
+    Raises:
+        JournalError: It is not the *opened* one. What is written now would be lost.
+    """
+    found: os.stat_result | None = None
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        is_gone = True
+    except OSError:  # such as trouble of a network disk, which the next commit would meet too
+        is_gone = False
+    else:
+        is_gone = opened is not None and not os.path.samestat(found, opened)
+    if is_gone:
+        raise journal_error(
+            f"The journal {path.name!r} was removed or replaced while it was open.",
+            "Put it back and start again, or start with another journal.",
+        )
+    return opened or found
 
 
 def _gather(todo: Calls) -> tuple[list[Call], bool]:

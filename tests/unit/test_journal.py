@@ -476,6 +476,34 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows removes no open file")
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_file_that_is_gone_is_an_error(journal: Journal, is_replaced: bool) -> None:
+    """What is written to it is lost, so that a later run would pay again for what follows."""
+    await journal.plan_next(plan_of(TextToVideo("a")), NOW)
+    journal.path.rename(journal.path.with_name("old.db"))
+    if is_replaced:
+        journal.path.touch()
+    with pytest.raises(JournalError, match="removed or replaced") as caught:
+        await journal.plan_next(plan_of(TextToVideo("b")), NOW)
+    assert caught.value.money == MONEY
+
+
+async def test_a_file_that_cannot_be_looked_at_is_used(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that fails says nothing about the file; a write that fails does."""
+    await journal.plan_next(plan_of(TextToVideo("a")), NOW)
+
+    def fails(path: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "stat", fails)
+    await journal.plan_next(plan_of(TextToVideo("b")), NOW)
+    monkeypatch.undo()
+    assert len(await journal.jobs()) == 2
+
+
 async def test_a_second_process_gets_an_error_and_writes_nothing(path: Path) -> None:
     """While one process has it open, a second gets JournalBusy, and can use it afterwards."""
     async with opened(path) as journal:
