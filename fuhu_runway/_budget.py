@@ -17,7 +17,7 @@ class Budget:
     alone, and later ones are expected to cost as much as the most expensive one so far.
     """
 
-    at_most: float | None
+    at_most: float
     spent: float = 0.0
     _dearest: dict[Kind, float] = attrs.field(factory=dict)
     _running: Counter[Kind] = attrs.field(factory=Counter)
@@ -25,7 +25,7 @@ class Budget:
 
     async def take(self, kind: Kind) -> bool:
         """Wait until a job of this kind may start (True), or no more may (False)."""
-        while self.at_most is not None:
+        while True:
             cost = self._dearest.get(kind)
             if self.spent + (cost or 0.0) > self.at_most or self.spent >= self.at_most:
                 return False

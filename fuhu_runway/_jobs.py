@@ -67,12 +67,13 @@ class Jobs:
     #: Whether nothing more may be submitted.
     is_over: bool = attrs.field(init=False, default=False)
     place: Place | None = attrs.field(init=False)
-    _budget: Budget = attrs.field(init=False)
+    #: None without a limit: each of thousands of waiting jobs of a queue would have one.
+    _budget: Budget | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         check(**{name: getattr(self, name) for name in JobOptions.__annotations__})
         self.place = place_of(self.download_to)
-        self._budget = Budget(self.max_points)
+        self._budget = None if self.max_points is None else Budget(self.max_points)
 
     async def carry_out(self, thing: Item | Generation | str) -> Outcome:
         """Carry out a job of a queue; see `Client.carry_out`."""
@@ -133,6 +134,7 @@ class Jobs:
         known["key"] = job and job.key
         name = clip_name(item.request, plan)
         if job is None or job.state is JobState.PLANNED:
+            del job  # not kept while it waits
             return await self._make(item.request, plan, name, known)
         known |= {"task_id": job.task_id, "resumed": True}
         if job.state is JobState.SUBMITTING and plan.custom_id is not None:
@@ -179,7 +181,7 @@ class Jobs:
         if self.place is not None:
             await self.place.check(name, plan, overwrite=self.overwrite)
         kind = (plan.endpoint, plan.model, plan.seconds)
-        if not await self._budget.take(kind):
+        if self._budget is not None and not await self._budget.take(kind):
             return False
         cost: float | None = None
         try:
@@ -197,7 +199,8 @@ class Jobs:
         finally:
             if "points" in known:
                 cost = 0.0 if known["refunded"] else known["points"]
-            self._budget.put_back(kind, cost)
+            if self._budget is not None:
+                self._budget.put_back(kind, cost)
         return True
 
     async def _submit(self, request: Generation, plan: Plan) -> Task:

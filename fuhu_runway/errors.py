@@ -287,6 +287,17 @@ def drop_frames(error: E, outer: BaseException | None = None) -> E:
     return error
 
 
+def _check_guesses(
+    call: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    __tracebackhide__ = True
+    # Not in the wrapper, where each call that waits would keep the signature, a kilobyte.
+    known, name = inspect.signature(call).parameters, call.__qualname__
+    if "self" in known:  # named after the caller's object: a client inherits methods
+        name = f"{type(args[0]).__name__}.{call.__name__}"
+    refuse_guesses(name, kwargs, known)
+
+
 def without_frames(
     call: Callable[P, Coroutine[Any, Any, T]],
 ) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -300,10 +311,7 @@ def without_frames(
     async def frameless_call(*args: P.args, **kwargs: P.kwargs) -> T:
         __tracebackhide__ = True
         if kwargs.keys() & ARGUMENTS.keys():
-            known, name = inspect.signature(call).parameters, call.__qualname__
-            if "self" in known:  # named after the caller's object: a client inherits methods
-                name = f"{type(args[0]).__name__}.{call.__name__}"
-            refuse_guesses(name, kwargs, known)
+            _check_guesses(call, args, kwargs)
         outer = sys.exception()
         try:
             return await call(*args, **kwargs)

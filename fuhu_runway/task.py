@@ -15,7 +15,7 @@ from ._arguments import check
 from ._notebook import clip_view, task_view
 from ._redact import texts_in
 from ._sinks import paid_for
-from ._waiting.poller import Watch
+from ._waiting.poller import Poller, Watch
 from .downloads import MAX_CLIP_BYTES, Progress
 from .errors import (
     ClipMissing,
@@ -97,7 +97,7 @@ class Task:
     def record(self) -> TaskRecord | None:
         """The gateway's last record of the task; None before the first poll."""
         if self._watch is not None and self._watch.record is not None:
-            self._last = self._watch.record
+            return self._watch.record
         return self._last
 
     @property
@@ -150,8 +150,8 @@ class Task:
         check(timeout=timeout, on_update=on_update)
         if on_update is None:
             # Not by `ended`: another coroutine takes 256 bytes in each of thousands of waits.
-            poller, self._watch = self._handles.watch(self)
-            clip = self._clip(await poller.settled(self._watch, timeout))
+            poller, watch = self._watched()
+            clip = self._clip(await poller.settled(watch, timeout))
         else:
             clip = self._clip(await self.reported(on_update, timeout))
         self.hand_out()
@@ -169,8 +169,7 @@ class Task:
             timeout: The longest time to follow the task, in seconds; None follows without limit.
         """
         check(timeout=timeout)
-        poller, watch = self._handles.watch(self)
-        self._watch = watch
+        poller, watch = self._watched()
         deadline, abandoned = poller.deadline(timeout), poller.abandoned
         version = watch.version
         if watch.record is not None:
@@ -202,16 +201,23 @@ class Task:
             TransportError: The gateway cannot be reached.
             UnreadableReply: The reply is in no known dialect.
         """
+        poller, watch = self._watched()
+        return await poller.refresh(watch)
+
+    def _watched(self) -> tuple[Poller, Watch]:
+        """Return the poller of the running loop, and its watch, which keeps the last record."""
         poller, self._watch = self._handles.watch(self)
-        return await poller.refresh(self._watch)
+        if self._watch.record is not None:
+            self._last = None  # each of thousands of waits would keep the one of its submit
+        return poller, self._watch
 
     async def ended(self, timeout: float | None) -> "Clip":
         """Return the clip without handing it out: it stays in `unfinished`; for the client."""
         try:
-            poller, self._watch = self._handles.watch(self)
+            poller, watch = self._watched()
         except UsageError:  # the client was closed since the task was accepted
             raise abandoned(self) from None
-        return self._clip(await poller.settled(self._watch, timeout))
+        return self._clip(await poller.settled(watch, timeout))
 
     def hand_out(self) -> None:
         """Record that the app has the clip; for the client."""

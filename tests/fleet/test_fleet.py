@@ -973,6 +973,25 @@ async def test_a_pool_that_hides_the_cancelling_keeps_no_worker() -> None:
     await requeuing
 
 
+async def test_the_log_says_why_jobs_of_dead_workers_wait(caplog: pytest.LogCaptureFixture) -> None:
+    """In one sentence each, whether the error is the driver's or one of ours."""
+    faults = [JournalBusy("A lock is held.", "Nothing was sent.", "Wait."), OSError("refused")]
+    done = asyncio.Event()
+
+    async def requeue_lost(lease: float) -> None:
+        if faults:
+            raise faults.pop(0)
+        done.set()
+
+    requeuing = asyncio.create_task(worker_of(requeue_lost=requeue_lost).requeue_lost())
+    await done.wait()
+    requeuing.cancel()
+    await asyncio.wait([requeuing])
+    said = "The jobs of dead workers could not be taken over yet: "
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [f"{said}A lock is held.", f"{said}no server runs there."]
+
+
 async def test_a_worker_waits_for_a_database_that_is_gone(
     gateway: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

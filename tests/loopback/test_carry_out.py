@@ -1,6 +1,8 @@
 """Jobs of a queue that may deliver each of them twice: what is paid, what is on disk, what ends."""
 
 import asyncio
+import gc
+import inspect
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from support.clients import quick_client
 from support.clock import until
 
 from fuhu_runway import Client
+from fuhu_runway._budget import Budget
 from fuhu_runway.errors import (
     DownloadIncomplete,
     InvalidRequest,
@@ -21,8 +24,8 @@ from fuhu_runway.errors import (
     WaitTimeout,
 )
 from fuhu_runway.items import Item, Outcome
-from fuhu_runway.journal import JobState, Journal, planned
-from fuhu_runway.models import TextToVideo
+from fuhu_runway.journal import Job, JobState, Journal, planned
+from fuhu_runway.models import TaskRecord, TextToVideo
 from fuhu_runway.testing import Simulator, faults
 
 PROMPT: Final = "a marked kitten"
@@ -100,6 +103,32 @@ async def test_the_next_worker_goes_on_with_a_job_whose_worker_is_gone(
     assert outcome.path == clips / "order-1.mp4"
     assert outcome.resumed
     assert gateway.submitted == 1
+
+
+async def test_jobs_that_wait_keep_only_what_they_need(
+    gateway: Simulator, journal: Path, clips: Path
+) -> None:
+    """Thousands of jobs of a queue wait at once: no budget, no signature, no row, one record."""
+
+    def kept() -> dict[type, int]:
+        kinds = (Budget, inspect.Parameter, Job, TaskRecord)
+        everything = gc.get_objects()
+        return {kind: sum(isinstance(one, kind) for one in everything) for kind in kinds}
+
+    gateway.takes = 600.0
+    async with quick_client(gateway, journal=journal) as client:
+        before = kept()
+        carrying = [
+            client.carry_out(Item(TextToVideo(name), name), download_to=clips, timeout=600.0)
+            for name in "abcde"
+        ]
+        waiting = asyncio.gather(*carrying)
+        await until(lambda: len(gateway.tasks) == 5 and all(one.polls for one in gateway.tasks))
+        more = {kind: count - before[kind] for kind, count in kept().items()}
+        assert all(one.error is None for one in await waiting)
+    # The journal's thread has the result of its last action.
+    assert more.pop(Job) <= 1
+    assert more == {Budget: 0, inspect.Parameter: 0, TaskRecord: 5}
 
 
 async def test_what_the_outcome_says_is_on_disk(

@@ -1514,12 +1514,6 @@ async def taken(*calls: Awaitable[bool]) -> list[bool | None]:
     return results
 
 
-async def test_a_budget_without_limit_lets_everything_go() -> None:
-    """Without a limit no job waits, not even for the first of its kind."""
-    budget = Budget(None)
-    assert await taken(*(budget.take(KIND) for _ in range(5))) == [True] * 5
-
-
 async def test_a_kind_is_expected_to_cost_its_highest_so_far() -> None:
     """After one of 100 and one of 300, each is taken to cost 300."""
     budget = Budget(1000.0)

@@ -226,8 +226,10 @@ class Worker:
                     )
                     lost = set(unknown)
             except Exception as error:  # noqa: BLE001  (the next round may succeed)
-                reason = error if isinstance(error, RunwayError) else reason_of(error)
-                LOGGER.warning("The jobs of dead workers could not be taken over yet: %s.", reason)
+                reason = f"{reason_of(error)}."
+                if isinstance(error, RunwayError):
+                    reason = error.happened
+                LOGGER.warning("The jobs of dead workers could not be taken over yet: %s", reason)
             await asyncio.sleep(min(5.0, self.lease / 3))
 
     # One job
