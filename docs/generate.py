@@ -584,7 +584,7 @@ def refusals() -> str:
                 "JSON" if row.in_json else "any",
                 _statuses(row.statuses),
                 codes(sorted(row.codes)),
-                codes(row.texts),
+                codes(row.texts) + (f", with one of {codes(row.also)}" if row.also else ""),
                 error_link(row.raises),
                 row.fate.name,
                 row.proof or "none",

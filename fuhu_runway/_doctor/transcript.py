@@ -46,6 +46,8 @@ WORDS: Final = frozenset(tables.STATES).union(
 """Values that are kept wherever they occur, in lower case."""
 TEXTS: Final = sorted({text for row in REFUSALS for text in row.texts}, key=len, reverse=True)
 """Reasons that the tables know: of a message that contains one, only that is kept."""
+FURTHER_TEXTS: Final = sorted({text for row in REFUSALS for text in row.also})
+"""Texts that are kept as well, since they change what a reason beside them means."""
 REASON_KEYS: Final = frozenset(
     {"message", "msg", "description", "detail", "reason", "fail_reason", "failure", "error"}
 )
@@ -213,8 +215,13 @@ class StandIns:
         if key in WORD_KEYS and _WORD.fullmatch(plain) and redact(plain, self.secrets) == plain:
             return plain
         if key in REASON_KEYS:
-            known = next((one for one in TEXTS if one in plain.lower()), None)
-            return (known or f"reason {self._number_of('reason', plain)}") + self.ids_in(plain)
+            said = plain.lower()
+            known = [
+                *[one for one in TEXTS if one in said][:1],
+                *(one for one in FURTHER_TEXTS if one in said),
+            ]
+            shown = " ".join(known) or f"reason {self._number_of('reason', plain)}"
+            return shown + self.ids_in(plain)
         if _is_ip_address(plain):
             return f"192.0.2.{self._number_of('ip', plain) % 256}"
         if _ID.fullmatch(plain):

@@ -68,6 +68,8 @@ class Refusal:
     codes: AbstractSet[str] = frozenset()
     #: Parts of the reason, in lower case. Messages are in Chinese or English (api-facts 5.1).
     texts: tuple[str, ...] = ()
+    #: Further parts, of which one has to be in the reason as well.
+    also: tuple[str, ...] = ()
     #: Whether the row is for JSON only, which is the gateway's own; a page may be anyone's.
     in_json: bool = True
     #: What to do, if `ADVICE` for its error does not fit.
@@ -85,6 +87,10 @@ _NOT_5XX: Final = frozenset(range(200, 500))
 _RESERVED_FIRST: Final = "The points are reserved before anything is passed on."
 _CHECKED_FIRST: Final = "The gateway checks the request before it passes it on."
 _NO_CHANNEL: Final = "Without a channel there is nothing that could accept the request."
+_BUSY: Final = (
+    *("频繁", "繁忙", "饱和", "请求数限制", "saturated"),
+    *("too many requests", "too frequent", "rate limit", "busy"),
+)
 _KEY_FIRST: Final = "The key is checked before the request is examined."
 
 REFUSALS: Final = (
@@ -241,14 +247,19 @@ REFUSALS: Final = (
         in_json=False,
     ),
     Refusal(
+        errors.GatewayDown,
+        "api-facts 5.2: a submit that timed out behind the gateway may have made a task, and "
+        '"busy, try again" is what many programs say of any trouble',
+        statuses={200, 400},
+        texts=_BUSY,
+        also=("超时", "timeout", "timed out", "time out", "deadline exceeded"),
+    ),
+    Refusal(
         errors.RateLimited,
         "api-facts 5.1 (200 with a busy or frequent msg)",
         "The words are the gateway's own for a request that it did not take.",
         {200, 400},
-        texts=(
-            *("频繁", "繁忙", "饱和", "请求数限制", "saturated"),
-            *("too many requests", "too frequent", "rate limit", "busy"),
-        ),
+        texts=_BUSY,
     ),
     Refusal(
         errors.GatewayDown,
@@ -441,6 +452,7 @@ def row_for(status: int, codes: AbstractSet[str], text: str, *, is_json: bool) -
         and (not row.statuses or status in row.statuses)
         and (not row.codes or row.codes & names)
         and (not row.texts or any(part in text for part in row.texts))
+        and (not row.also or any(part in text for part in row.also))
     )
 
 
