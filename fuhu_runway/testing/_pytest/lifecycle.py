@@ -142,7 +142,9 @@ class Lifecycle:
             _refuse(str(error), ":")
 
         def is_shut(port: object) -> bool:
-            return port in {gateway.port, gateway.cdn_port} and not gateway.is_running
+            # A test that closes the gateway itself wants its connections to be refused.
+            is_own = port in {gateway.port, gateway.cdn_port}
+            return is_own and not (gateway.is_running or lifecycle._users)
 
         lifecycle = cls(options, gateway, Guard(options.allow, is_shut), place is None)
         with contextlib.ExitStack() as stack:
