@@ -500,7 +500,8 @@ class Simulator:
     @property
     def tasks(self) -> tuple[TaskView, ...]:
         """Return every billable task, in the order of submission."""
-        return tuple(task.view(self._clock) for task in self._store.tasks.values())
+        # A copy: beside a synchronous test, the gateway's thread may accept another one.
+        return tuple(task.view(self._clock) for task in [*self._store.tasks.values()])
 
     @property
     def duplicates(self) -> tuple[tuple[TaskView, ...], ...]:
@@ -544,7 +545,7 @@ class Simulator:
 
         `read_ledger` reads the same from the state file.
         """
-        return tuple(task.entry for task in self._store.tasks.values())
+        return tuple(task.entry for task in [*self._store.tasks.values()])
 
     def polls(self, task_id: str) -> int:
         """Return how often the client polled one task, with or without a response."""

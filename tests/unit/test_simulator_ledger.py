@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fuhu_runway import Client, PollPolicy, errors
-from fuhu_runway.testing import Simulator, faults
+from fuhu_runway.testing import Simulator, TaskView, faults
 
 
 @pytest.fixture
@@ -29,6 +29,24 @@ def complaint(assertion: Callable[..., None], *arguments: Any) -> list[str]:
     with pytest.raises(AssertionError) as shown:
         assertion(*arguments)
     return str(shown.value).splitlines()
+
+
+async def test_tasks_may_be_read_while_another_is_accepted(
+    gateway: Simulator, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A synchronous test reads the tasks while the gateway's thread adds one."""
+    await client.generate("a kitten")
+    tasks = gateway._store.tasks
+    (task,) = tasks.values()
+    view, kind = task.view, type(task)
+
+    def view_beside_a_submit(_: object, clock: Any) -> TaskView:
+        tasks["another"] = task
+        return view(clock)
+
+    monkeypatch.setattr(kind, "view", view_beside_a_submit)
+    assert len(gateway.tasks) == 1
+    assert len(gateway.tasks) == 2
 
 
 async def test_one_submit_is_one_submit(gateway: Simulator, client: Client) -> None:

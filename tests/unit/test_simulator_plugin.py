@@ -106,6 +106,14 @@ async def test_the_address_is_known_before(address, runway_gateway):
     async with Client("sk-simulated", base_url=address) as client:
         await client.balance()
 
+async def test_an_outage(runway_gateway, runway_client):
+    task = await runway_client.generate("a kitten")
+    await runway_gateway.aclose()
+    with pytest.raises(errors.WaitTimeout):
+        await task.wait(timeout=300)
+    await runway_gateway.start()
+    assert await task
+
 def test_of_a_synchronous_app(runway_gateway, runway_client):
     assert (runway_gateway.takes, runway_gateway.speed) == (100, 1000)
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
@@ -170,7 +178,7 @@ def test_it_works_with_every_asynchronous_plugin(
     )
     pytester.makepyfile(file_of(BACKEND, marked(tests, mark)))
     result = run(pytester, *options)
-    result.assert_outcomes(passed=11 if tests is TESTS else 10)
+    result.assert_outcomes(passed=12 if tests is TESTS else 11)
 
 
 FIXTURES: Final = """
@@ -517,7 +525,7 @@ def test_it_works_in_the_workers_of_xdist(pytester: pytest.Pytester) -> None:
     """Each parallel test has its own gateway."""
     pytest.importorskip("xdist")
     pytester.makepyfile(file_of(BACKEND, TESTS.rpartition("\nasync def")[0]))
-    run(pytester, *BARE, "-n", "2").assert_outcomes(passed=10)
+    run(pytester, *BARE, "-n", "2").assert_outcomes(passed=11)
 
 
 def test_a_failed_assertion_explains_itself(pytester: pytest.Pytester) -> None:

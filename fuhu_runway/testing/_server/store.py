@@ -346,7 +346,7 @@ class Store:
     def untouched(self) -> list[Planned]:
         """Return the faults that never happened, of the gateway, its scripts and its tasks."""
         plans = [self.plans, *(rule.plans for rule in self.rules)]
-        plans += [task.plans for task in self.tasks.values()]
+        plans += [task.plans for task in [*self.tasks.values()]]
         return [planned for one in plans for planned in one.untouched]
 
     def forget_plans(self) -> None:
