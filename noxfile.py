@@ -127,7 +127,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=nox.project.python_versions(PYPROJECT), requires=["build"])
 def interpreter(session: nox.Session) -> None:
     """Every test on one more interpreter: `nox -s interpreter-3.13`."""
-    install(session, "instrumentation", "pages", "telemetry", "test", extras=EXTRAS)
+    install(session, "docs", "instrumentation", "pages", "telemetry", "test", extras=EXTRAS)
     session.run("pytest", *session.posargs, env=SAFE_PATH)
 
 
@@ -140,7 +140,7 @@ def floors(session: nox.Session) -> None:
     # The SDK goes with the API of its own version only.
     optional.append(nox.project.dependency_groups(PYPROJECT, "telemetry"))
     oldest = [*declared["dependencies"], *itertools.chain(*optional)]
-    install(session, "pages", "telemetry", "test", extras=EXTRAS)
+    install(session, "docs", "pages", "telemetry", "test", extras=EXTRAS)
     session.install(*(requirement.replace(">=", "==") for requirement in oldest))
     # pytest-aiohttp needs a newer aiohttp than we do.
     session.run("pytest", "-p", "no:aiohttp", *session.posargs, env=SAFE_PATH)
