@@ -17,14 +17,17 @@ Pure. Instants are Unix seconds of the gateway's clock.
 """
 
 import enum
+import math
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import chain
 from typing import TypeVar
 
 import attrs
 
 from .charges import Stretch
-from .records import SECOND, Fit, Listed, Paid, Records, Sent
+from .records import SECOND, SLACK, Fit, Listed, Nearby, Paid, Records, Sent
 
 T = TypeVar("T")
 
@@ -75,9 +78,9 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     if records.is_clock_wrong:
         return [Verdict(one.key, reason=Reason.CLOCK) for one in doubts]
     waiting = [*doubts, *records.in_flight]
-    fitting, strangers = list[Listed](), list[Listed]()
+    fitting, strangers, sent = list[Listed](), list[Listed](), Nearby.of(waiting)
     for row in records.free:
-        fits = any(records.fit(one, row) for one in waiting)
+        fits = any(records.fit(waiting[one], row) for one in records.may_fit(row, sent))
         (fitting if fits else strangers).append(row)
     named = {one.task_id for one in doubts}
     paid = records.paid(fitting, SECOND)
@@ -95,13 +98,17 @@ def decide(doubts: Sequence[Sent], records: Records) -> list[Verdict]:
     models = {one.model for one in (*waiting, *records.known)} - {None}
     owned = {one.task_id for one in found}
     free = [row for row in fitting if row.task_id not in owned]
+    nearby, others = Nearby.listed(free), Strangers(strangers, records)
+    equals: dict[str, list[Sent]] = {}
+    for one in found:
+        equals.setdefault(one.fingerprint, []).append(one)
     for one in absent:
-        over = _left_over(one, found, free, records)
+        over = _left_over(one, equals.get(one.fingerprint, ()), free, nearby, records)
         verdicts[one.key] = _absent(
             one,
             periods[one.key],
             over,
-            [row for row in strangers if records.may_be(one, row)],
+            others,
             records,
             is_unpaid=all(row.task_id in unpaid for row in over),
             is_uncharged=records.was_not_charged(one, periods[one.key], models),
@@ -134,18 +141,24 @@ def _groups(
     doubts: Sequence[Sent], rows: Sequence[Listed], records: Records
 ) -> Iterator[tuple[list[Sent], list[Listed]]]:
     """Yield the doubts that tasks connect, with every task that may be theirs."""
-    waiting, unseen = list(doubts), list(rows)
-    places = {row.task_id: place for place, row in enumerate(rows)}
-    while waiting:
-        group, near = [waiting.pop(0)], list[Listed]()
+    waiting, unseen = Nearby.of(doubts), Nearby.listed(rows)
+    for number, doubt in enumerate(doubts):
+        if number not in waiting.left:
+            continue
+        waiting.remove([number])
+        group, near = [doubt], list[int]()
         for one in group:  # it grows in the loop, and what is left to compare shrinks
-            fitting, unseen = _parted(unseen, [records.fit(one, row) for row in unseen])
-            for row in fitting:
-                more, waiting = _parted(waiting, [records.fit(other, row) for other in waiting])
-                group += more
+            places = records.may_be_of(one, unseen)
+            fitting = [place for place in places if records.fit(one, rows[place])]
+            unseen.remove(fitting)
+            for place in fitting:
+                row = rows[place]
+                more = [n for n in records.may_fit(row, waiting) if records.fit(doubts[n], row)]
+                waiting.remove(more)
+                group += (doubts[n] for n in more)
             near += fitting
         if near:
-            yield group, sorted(near, key=lambda row: places[row.task_id])
+            yield group, [rows[place] for place in sorted(near)]
 
 
 def _parted(things: Iterable[T], fits: Iterable[Fit]) -> tuple[list[T], list[T]]:
@@ -160,7 +173,11 @@ def _held(doubts: Sequence[Sent], rows: Collection[Listed], records: Records) ->
     """Return why none of these tasks can be given to a submission yet; None if they can."""
     if rows and not records.is_complete:
         return Reason.CUT
-    if any(records.fit(one, row) for one in records.in_flight for row in rows):
+    if any(
+        records.fit(records.in_flight[number], row)
+        for row in rows
+        for number in records.may_fit(row, records.flying)
+    ):
         return Reason.IN_FLIGHT
     bare = [row for row in rows if not row.prompts]
     if any(
@@ -219,28 +236,74 @@ def _given(
 
 
 def _left_over(
-    doubt: Sent, found: Sequence[Sent], free: Sequence[Listed], records: Records
+    doubt: Sent,
+    equals: Sequence[Sent],
+    free: Sequence[Listed],
+    nearby: Nearby,
+    records: Records,
 ) -> list[Listed]:
     """
-    Return the *free* tasks that may be those of a submission or of its equals.
+    Return the *free* tasks that may be those of a submission or of its equals with a task.
 
     Its own task may have been given to an equal submission, whose task is then left over.
     """
     if not free:
         return []
-    equal, unseen = [doubt], [one for one in found if one.fingerprint == doubt.fingerprint]
+    equal, unseen = [doubt], list(equals)
     for one in equal:  # it grows in the loop, and what is left to compare shrinks
         rows = [records.rows[str(other.task_id)] for other in unseen]
         more, unseen = _parted(unseen, [records.fit(one, row) for row in rows])
         equal += more
-    return [row for row in free if any(records.fit(one, row) for one in equal)]
+    over = {
+        place
+        for one in equal
+        for place in records.may_be_of(one, nearby)
+        if records.fit(one, free[place])
+    }
+    return [free[place] for place in sorted(over)]
+
+
+class Strangers:
+    """The tasks that fit no submission, since their prompt or model is another one."""
+
+    def __init__(self, rows: Sequence[Listed], records: Records) -> None:
+        self._rows = rows
+        self._records = records
+        #: By kind: the sorted instants, with the numbers of the tasks.
+        self._places: dict[frozenset[str], list[tuple[float, int]]] = {}
+        for number, row in enumerate(rows):
+            instant = math.inf if row.created_at is None else row.created_at
+            self._places.setdefault(row.routes, []).append((instant, number))
+        for places in self._places.values():
+            places.sort()
+
+    def _may_be(self, sent: Sent) -> Iterator[int]:
+        """Yield the numbers of those whose kind and time allow it."""
+        start, end = self._records.window(sent, SLACK + 1.0)
+        for routes, places in self._places.items():
+            if routes and sent.route not in routes:
+                continue
+            first, after = bisect_left(places, (start,)), bisect_left(places, (end,))
+            timeless = bisect_left(places, (math.inf,))
+            for place in chain(range(first, after), range(timeless, len(places))):
+                number = places[place][1]
+                if self._records.may_be(sent, self._rows[number]):
+                    yield number
+
+    def has_any(self, sent: Sent) -> bool:
+        """Whether the kind and time of one allow that it is that of a submission."""
+        return next(self._may_be(sent), None) is not None
+
+    def all_of(self, sent: Sent) -> list[Listed]:
+        """Return those whose kind and time allow that they are that of a submission."""
+        return [self._rows[number] for number in sorted(self._may_be(sent))]
 
 
 def _absent(
     doubt: Sent,
     period: Stretch,
     over: Sequence[Listed],
-    strangers: Sequence[Listed],
+    strangers: Strangers,
     records: Records,
     *,
     is_unpaid: bool,
@@ -253,8 +316,8 @@ def _absent(
         doubt: The submission.
         period: The charges around it.
         over: Tasks that may be its own, with no charge or an uncertain one.
-        strangers: Tasks of its kind and time, with another prompt or model: gateways shorten,
-            translate and mask prompts and rename models, but not those of every task.
+        strangers: Tasks with another prompt or model: gateways shorten, translate and mask prompts
+            and rename models, but not those of every task.
         records: What the gateway and the journal say.
         is_unpaid: Whether the log shows no charge for the tasks that are left over.
         is_uncharged: Whether the log shows no charge for the submission, and would show one.
@@ -270,7 +333,7 @@ def _absent(
         (records.is_log_due, Reason.LOG_DUE),
         (over and is_unpaid, Reason.UNCHARGED),
         (over, Reason.UNCLEAR),
-        (is_unlisted and (is_uncharged or not strangers), Proof.LIST),
+        (is_unlisted and (is_uncharged or not strangers.has_any(doubt)), Proof.LIST),
         (is_uncharged, Proof.LOG),
         (is_unlisted, Reason.STRANGER),
         (is_read and not records.is_complete, Reason.CUT),
@@ -280,11 +343,13 @@ def _absent(
     said = next(said for holds, said in rules if holds)
     if isinstance(said, Proof):
         return Verdict(doubt.key, proof=said)
-    rows = {Reason.UNCHARGED: over, Reason.UNCLEAR: over, Reason.STRANGER: strangers}.get(said, ())
+    rows = over if said in {Reason.UNCHARGED, Reason.UNCLEAR} else ()
+    if said is Reason.STRANGER:
+        rows = strangers.all_of(doubt)
     counts = None
     if is_charged:
         is_certain = period.must_be(doubt.key)
-        counts = period.unexplained, sum(map(period.explains, period.claims))
+        counts = period.unexplained, period.claimants
         counts = (1, 1) if is_certain else counts
     ids = tuple(row.task_id for row in rows)
     return Verdict(doubt.key, reason=said, task_ids=ids, charges=counts)

@@ -6,14 +6,16 @@ Pure. Instants are Unix seconds of the gateway's clock.
 
 import enum
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
+from itertools import accumulate
 from typing import Final
 
 import attrs
 
-from .charges import Span, Stretch, assigned, stretches
+from .charges import Assignment, Span, Stretch, merged, stretches
 
 SLACK: Final = 10.0
 """
@@ -112,6 +114,89 @@ class Paid(enum.Enum):
     YES = enum.auto()
 
 
+class Nearby:
+    """Submissions or tasks by prompt and time: which of them may fit, before they are compared."""
+
+    def __init__(self, things: Iterable[tuple[Iterable[str], float | None]]) -> None:
+        #: By prompt, or "" without one, or None for all: the sorted instants, with their numbers.
+        self._places: dict[str | None, list[tuple[float, int]]] = {}
+        #: The numbers of those whose time is not known, in the same way.
+        self._timeless: dict[str | None, list[int]] = {}
+        #: The numbers of those that were not removed.
+        self.left = set[int]()
+        for number, (prompts, instant) in enumerate(things):
+            self.left.add(number)
+            for prompt in (None, *(set(prompts) or {""})):
+                if instant is None:
+                    self._timeless.setdefault(prompt, []).append(number)
+                else:
+                    self._places.setdefault(prompt, []).append((instant, number))
+        for places in self._places.values():
+            places.sort()
+
+    @classmethod
+    def of(cls, sent: Iterable[Sent]) -> "Nearby":
+        """Return submissions, by when they were sent."""
+        return cls((filter(None, [one.prompt]), one.sent_at) for one in sent)
+
+    @classmethod
+    def listed(cls, rows: Iterable[Listed]) -> "Nearby":
+        """Return tasks, by when they were created."""
+        return cls((row.prompts, row.created_at) for row in rows)
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Leave these out from now on."""
+        self.left.difference_update(numbers)
+
+    def near(self, prompts: Collection[str], start: float, end: float) -> list[int]:
+        """Return the numbers of those with one of *prompts*, or without any, and of this time."""
+        found = set[int]()
+        for prompt in {*prompts, ""} if prompts else {None}:
+            places = self._places.get(prompt, [])
+            # Instants are compared by differences, which may be rounded.
+            first, after = bisect_left(places, (start - 1.0,)), bisect_left(places, (end + 1.0,))
+            here = [place for place in places[first:after] if place[1] in self.left]
+            if len(here) < after - first:
+                places[first:after] = here
+            found.update(number for _, number in here)
+            found.update(self.left.intersection(self._timeless.get(prompt, ())))
+        return sorted(found)
+
+
+@attrs.define(eq=False, slots=False)
+class Log:
+    """What the log of the key says about the known submissions of one kind and model."""
+
+    #: When those were sent that prove something, the earliest first.
+    evidence: Sequence[float]
+    #: Their spans, and the charges of that kind and model.
+    assignment: Assignment
+
+    def has_evidence(self, start: float, end: float) -> bool:
+        """Whether one that proves something was sent in this time."""
+        first = bisect_left(self.evidence, start)
+        return first < len(self.evidence) and self.evidence[first] <= end
+
+    @cached_property
+    def _gaps(self) -> Sequence[Span]:
+        """The times that hold a submission without its charge, the earliest first."""
+        spans, owners = self.assignment.spans, {*self.assignment.owners}
+        without = sorted(span for number, span in enumerate(spans) if number not in owners)
+        gaps = []
+        for start, end in merged(spans):
+            first = bisect_left(without, (start, -math.inf))
+            if first < len(without) and without[first][0] <= end:
+                gaps.append((start, end))
+        return gaps
+
+    def is_whole(self, start: float, end: float) -> bool:
+        """Whether each has its charge that is in this time, or that others connect with it."""
+        later = bisect_right(self._gaps, start, key=lambda gap: gap[0])
+        if later > 0 and start <= self._gaps[later - 1][1]:
+            return False
+        return later == len(self._gaps) or end < self._gaps[later][0]
+
+
 @attrs.define(eq=False, slots=False)
 class Records:
     """What the gateway and the journal say, as of one moment."""
@@ -165,6 +250,18 @@ class Records:
         )
         return is_near and (not row.routes or sent.route in row.routes)
 
+    def may_fit(self, row: Listed, sent: Nearby) -> list[int]:
+        """Return the numbers of the submissions that a task may fit, to compare them."""
+        if row.created_at is None:
+            return sent.near(row.prompts, -math.inf, math.inf)
+        end = row.created_at + SLACK
+        return sent.near(row.prompts, end - self.late - 2 * SLACK, end)
+
+    def may_be_of(self, sent: Sent, rows: Nearby) -> list[int]:
+        """Return the numbers of the tasks that may fit a submission, to compare them."""
+        prompts = [sent.prompt] if sent.prompt else []
+        return rows.near(prompts, sent.sent_at - SLACK, sent.sent_at + self.late + SLACK)
+
     def fit(self, sent: Sent, row: Listed) -> Fit:
         """Compare kind, model, time and prompt."""
         if sent.prompt and row.prompts and sent.prompt not in row.prompts:
@@ -184,23 +281,36 @@ class Records:
         return self.listed is not None and doubt.sent_at - SLACK >= self.since
 
     @cached_property
-    def shown(self) -> Sequence[tuple[Sent, Fit]]:
-        """The accepted submissions that prove something, and how well their rows fit them."""
-        known = [(one, self.row_of(one)) for one in self.known if one.is_evidence]
-        return [(one, self.fit(one, row) if row else Fit.NO) for one, row in known]
+    def shown(self) -> Mapping[tuple[str, Fit], tuple[Sequence[float], Sequence[float]]]:
+        """
+        The accepted submissions that prove something, by their kinds and how their rows fit them.
+
+        When each was sent, the earliest first, and the earliest end of it and those after it.
+        """
+        sent: dict[tuple[str, Fit], list[Span]] = {}
+        for one in self.known:
+            if one.is_evidence:
+                row = self.row_of(one)
+                fit = self.fit(one, row) if row else Fit.NO
+                times = one.sent_at, one.accepted_at or one.sent_at
+                sent.setdefault((one.route, fit), []).append(times)
+        shown = {}
+        for key, spans in sent.items():
+            spans.sort()
+            ends = [*accumulate((end for _, end in reversed(spans)), min)][::-1]
+            shown[key] = [start for start, _ in spans], ends
+        return shown
+
+    def _shows(self, doubt: Sent, fit: Fit) -> bool:
+        """Whether a known task of the same kind and time fits its submission so well."""
+        starts, ends = self.shown.get((doubt.route, fit), ((), ()))
+        first = bisect_left(starts, doubt.sent_at - self.late)
+        return first < len(ends) and ends[first] <= doubt.sent_at + self.late
 
     def shows_all_like(self, doubt: Sent) -> bool:
         """Whether the list shows every known task of the same kind and time, and its prompt."""
-        start, end = doubt.sent_at - self.late, doubt.sent_at + self.late
-        fits = {
-            fit
-            for one, fit in self.shown
-            if one.route == doubt.route
-            and start <= one.sent_at
-            and (one.accepted_at or one.sent_at) <= end
-        }
         # Prompts may be shown late, or be too many to look up: one shows that they can be compared.
-        return Fit.YES in fits and Fit.NO not in fits
+        return self._shows(doubt, Fit.YES) and not self._shows(doubt, Fit.NO)
 
     def is_recent(self, instant: float) -> bool:
         """Whether rows of the list and of the log from then may still be missing."""
@@ -220,6 +330,11 @@ class Records:
             and one.accepted_at is not None
         )
 
+    @cached_property
+    def flying(self) -> Nearby:
+        """The submissions in flight, to find those that a task may fit."""
+        return Nearby.of(self.in_flight)
+
     # The log of the key
 
     @cached_property
@@ -237,14 +352,6 @@ class Records:
     def logged(self) -> Sequence[Sent]:
         """The accepted submissions whose charges the log must show."""
         return [one for one in self.known if self.must_show(one)]
-
-    @cached_property
-    def alike(self) -> Mapping[tuple[str, str | None], Sequence[tuple[Sent, Span]]]:
-        """Those of each kind and model, and when they were charged."""
-        alike: dict[tuple[str, str | None], list[tuple[Sent, Span]]] = {}
-        for one in self.logged:
-            alike.setdefault((one.route, one.model), []).append((one, self.charged(one)))
-        return alike
 
     @cached_property
     def unlogged(self) -> Sequence[Span]:
@@ -292,20 +399,31 @@ class Records:
         another of the requested *models* belongs to that model.
         """
         window = self.window(doubt, SLACK)
-        alike = self.alike.get((doubt.route, doubt.model), ())
-        others = models - {doubt.model}
-        instants = sorted(
-            charge.charged_at
-            for charge in self.charges
-            if charge.model not in others and doubt.route in (charge.routes or {doubt.route})
-        )
-        known, claim = (span for _, span in alike), {doubt.key: window}
-        own = stretches(known, claim, instants, back=self.late)[doubt.key]
-        is_shown = any(
-            one.is_evidence and period.start <= one.sent_at <= period.end for one, _ in alike
-        )
-        is_logged = window[0] >= self.charges_since and period.is_whole and own.is_whole
-        return is_shown and is_logged and not own.can_be(doubt.key)
+        log = self._log_of(doubt.route, doubt.model, models)
+        is_shown = log.has_evidence(period.start, period.end)
+        is_logged = window[0] >= self.charges_since and period.is_whole
+        is_whole = log.is_whole(window[0] - self.late, window[1])
+        return is_shown and is_logged and is_whole and not log.assignment.takes(window)
+
+    @cached_property
+    def _logs(self) -> dict[object, "Log"]:
+        return {}
+
+    def _log_of(self, route: str, model: str | None, models: AbstractSet[str | None]) -> "Log":
+        """Return what the log says about one kind and model."""
+        others = frozenset(models - {model})
+        log = self._logs.get((route, model, others))
+        if log is None:
+            alike = [one for one in self.logged if (one.route, one.model) == (route, model)]
+            instants = sorted(
+                charge.charged_at
+                for charge in self.charges
+                if charge.model not in others and route in (charge.routes or {route})
+            )
+            evidence = sorted(one.sent_at for one in alike if one.is_evidence)
+            log = Log(evidence, Assignment([*map(self.charged, alike)], instants))
+            self._logs[route, model, others] = log
+        return log
 
     def paid(self, rows: Iterable[Listed], apart: float) -> Mapping[str, Paid]:
         """
@@ -321,12 +439,11 @@ class Records:
         known = self.by_row(self.logged, apart)
         near = stretches(known, claims, self.instants, rivals=self.unlogged)
         wide = stretches(known, claims, self.instants, back=self.late)
-        # Lists have whole seconds, and equal ones have the same answer.
-        same = dict[Span, Paid | None]()
-        for key, span in claims.items() if self.charges else ():
-            if span not in same:
-                same[span] = _paid(key, near[key], wide[key])
-        return {key: paid for key, span in claims.items() if (paid := same.get(span))}
+        return {
+            key: paid
+            for key in claims
+            if self.charges and (paid := _paid(key, near[key], wide[key]))
+        }
 
     def by_row(self, known: Iterable[Sent], apart: float) -> list[Span]:
         """Return when accepted submissions were charged, by the rows of their tasks."""
@@ -343,7 +460,7 @@ class Records:
         """How far a charge may be from the row of its task, as many known tasks show it."""
         known = [one for one in self.logged if one.task_id in self.rows]
         for apart in (0.0, SECOND / 2) if len(known) >= MANY else ():
-            if assigned(self.by_row(known, apart), self.instants) == len(known):
+            if Assignment(self.by_row(known, apart), self.instants).count == len(known):
                 return apart
         return SECOND
 

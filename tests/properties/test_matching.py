@@ -1,12 +1,16 @@
 """Against any history of an account, no verdict pays twice, and none takes a task of another."""
 
+import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuhu_runway._session.charges import Assignment, Span
 from fuhu_runway._session.matching import Proof, Verdict, decide
 from fuhu_runway._session.records import Charge, Fit, Listed, Records, Sent
 
@@ -199,3 +203,80 @@ def test_equal_submissions_are_compared_once(accepted: int) -> None:
     assert sum(one.task is not None for one in verdicts) == accepted
     assert sum(one.proof is Proof.LIST for one in verdicts) == len(doubts)
     assert records.comparisons["all"] < 10 * (len(doubts) + len(rows))
+
+
+def scene(count: int, kind: str) -> tuple[list[Sent], Records]:
+    """Return doubts with different prompts, as many known tasks, and a log that shows those."""
+    numbers, routes = range(count), frozenset({"/pro/generate"})
+
+    def sent(word: str) -> list[Sent]:
+        names = [f"{word} {n}" for n in numbers]
+        return [
+            Sent(one, "/pro/generate", one, 1000.0 + n, None, one) for n, one in enumerate(names)
+        ]
+
+    doubts, known = sent("doubt"), sent("known")
+    known = [attrs.evolve(one, task_id=one.key, accepted_at=one.sent_at + 1) for one in known]
+    shown = [*known, *(doubts if kind == "found" else ())]
+    rows = [Listed(one.key, one.sent_at, routes, None, frozenset({one.key})) for one in shown]
+    if kind == "strangers":
+        rows += [Listed(f"s {n}", 1000.0 + n, routes, None, frozenset({f"s {n}"})) for n in numbers]
+    paid = [*shown, *(doubts if kind == "charged" else ())]
+    charges = [Charge(one.sent_at) for one in paid]
+    flying = sent("flying") if kind == "in flight" else []
+    return doubts, Records(1e6, 600.0, known, in_flight=flying, listed=rows, charges=charges)
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """Return how many functions are called in one."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["not accepted", "found", "charged", "strangers", "in flight"])
+def test_the_work_grows_with_the_number_of_doubts(kind: str) -> None:
+    """Four times as many doubts, tasks and charges are four times the work, not sixteen times."""
+    few, many = (partial(decide, *scene(count, kind)) for count in (50, 200))
+    assert calls_of(many) < 6 * calls_of(few)
+
+
+SPANS = st.tuples(st.integers(0, 12), st.integers(-1, 5)).map(
+    lambda span: (float(span[0]), float(sum(span)))
+)
+
+
+def most(spans: Sequence[Span], charges: Sequence[float]) -> int:
+    """Return how many spans can have a charge each, by trying every choice."""
+    if not spans:
+        return 0
+    (start, end), *others = spans
+    tries = [
+        1 + most(others, [*charges[:n], *charges[n + 1 :]])
+        for n, charge in enumerate(charges)
+        if start <= charge <= end
+    ]
+    return max([most(others, charges), *tries])
+
+
+@given(st.lists(SPANS, max_size=5), SPANS, st.lists(st.integers(0, 12).map(float), max_size=5))
+def test_charges_are_assigned_as_well_as_possible(
+    spans: list[Span], more: Span, charges: list[float]
+) -> None:
+    """The number is the largest, also with one more span and without any one of them."""
+    charges.sort()
+    assignment, count = Assignment(spans, charges), most(spans, charges)
+    assert assignment.count == count
+    assert assignment.takes(more) == (most([*spans, more], charges) > count)
+    without = [most([*spans[:n], *spans[n + 1 :]], charges) for n in range(len(spans))]
+    assert assignment.certain == {n for n, left in enumerate(without) if left < count}
