@@ -152,7 +152,8 @@ def _recognise(reply: Reply, wanted: Sense) -> tuple[dict[str, Any], Dialect]:
             refusal = refusal_of(reply, body, dialect or TASK_ERROR)
         # A response with a task id is about a task. Only a proven refusal outweighs the id, and
         # only if the task has no state.
-        part = _named_part(body) if wanted is Sense.TASK and reply.is_success else None
+        is_task = wanted is Sense.TASK and reply.is_success
+        part = _named_part(body, polled=reply.request.task_id) if is_task else None
         if part is None or (
             refusal.fate is not Fate.UNKNOWN and not part.keys() & tables.STATE_KEYS
         ):
@@ -165,7 +166,7 @@ def _recognise(reply: Reply, wanted: Sense) -> tuple[dict[str, Any], Dialect]:
             raise refusal_of(reply, body, TASK_ERROR)
         if wanted is Sense.TASK and (sense is not wanted or not body.keys() & tables.SURE_KEYS):
             # The id of a response is not that of a task further down in it.
-            part = _named_part(body)
+            part = _named_part(body, polled=reply.request.task_id)
             if part is not None and tables.TASK_ID_KEY in part:
                 return part, _dialect_by_shape(part)
     if sense is not wanted:
@@ -201,7 +202,7 @@ def _read_task(reply: Reply) -> TaskRecord:
         raise error_of(reply, reply.status, Reasons(names={TASK_NOT_EXIST}), body)
     if not (isinstance(part, dict) and values.text_in(part.get(key))):
         # An envelope's own id is that of the response, not of the task.
-        named = _named_part(part) or _named_part(body)
+        named = _named_part(part, polled=polled) or _named_part(body, polled=polled)
         is_state = isinstance(part, dict) and not tables.STATE_KEYS.isdisjoint(part)
         if polled is not None and is_state and _named_part(part, 0) is None:
             part = {**part, key: polled}  # the response to a poll is about the task that was polled
@@ -231,24 +232,32 @@ def _part(body: dict[str, Any], dialect: Dialect, task_id: str | None = None) ->
     part = body.get(dialect.under)
     if isinstance(part, list) and part and dialect.about is Sense.TASK:
         # Batch routes respond with a list (api-facts 2 B).
-        key = dialect.spelling["task_id"]
-        named = [item for item in part if isinstance(item, dict) and item.get(key) == task_id]
-        return (named or part)[0], f"$.{dialect.under}[0]"
+        return next(iter(_polled(part, task_id)), None), f"$.{dialect.under}[0]"
     return part, f"$.{dialect.under}"
 
 
-def _named_part(value: Any, depth: int = tables.MAX_NESTING) -> dict[str, Any] | None:
+def _polled(items: list[Any], task_id: str | None) -> list[Any]:
+    """Return the items of a list; of several tasks, only the one that was polled."""
+    tasks = [item for item in items if isinstance(item, dict) and _named_part(item, 0)]
+    if task_id is None or len(tasks) < 2:
+        return items
+    return [item for item in tasks if task_id in item.values()]
+
+
+def _named_part(
+    value: Any, depth: int = tables.MAX_NESTING, polled: str | None = None
+) -> dict[str, Any] | None:
     """Return the object in *value* that names a task, in our spelling; a `task_id` before an id."""
-    found = list(_named_parts(value, depth))
+    found = list(_named_parts(value, depth, polled))
     return next((part for part in found if tables.TASK_ID_KEY in part), next(iter(found), None))
 
 
-def _named_parts(value: Any, depth: int) -> Iterator[dict[str, Any]]:
+def _named_parts(value: Any, depth: int, polled: str | None) -> Iterator[dict[str, Any]]:
     if isinstance(value, str):
         value = parsed(value) or {tables.TASK_ID_KEY: bare_id(value)}
     if isinstance(value, list) and depth:
-        for item in value:
-            yield from _named_parts(item, depth - 1)
+        for item in _polled(value, polled):
+            yield from _named_parts(item, depth - 1, polled)
     if isinstance(value, dict):
         sure = next(filter(None, (id_of(value[key]) for key in value if is_task_key(key))), None)
         if sure is not None:
@@ -261,7 +270,7 @@ def _named_parts(value: Any, depth: int) -> Iterator[dict[str, Any]]:
             yield value  # a number would be the row of a database
         for key in tables.PARTS:
             if depth and value.get(key):
-                yield from _named_parts(value[key], depth - 1)
+                yield from _named_parts(value[key], depth - 1, polled)
 
 
 def _inner(value: Any, depth: int = 0) -> Iterator["Level"]:

@@ -959,7 +959,17 @@ def test_of_a_list_the_polled_task_is_read() -> None:
     assert read({"code": "success", "data": tasks}).state is TaskState.SUCCEEDED
 
 
-def test_of_a_list_without_the_polled_task_the_first_is_read() -> None:
+@pytest.mark.parametrize("envelope", [{"code": "success"}, {"code": 200}, {}])
+def test_of_several_tasks_without_the_polled_one_none_is_read(envelope: dict[str, Any]) -> None:
+    """The clip of another task is not taken for this one's."""
+    url = "https://cdn.example/other.mp4"
+    tasks = [{"task_id": "t-0", "status": "3", "video_url": url}, {"task_id": "t-2"}]
+    with pytest.raises((errors.NotFound, errors.UnreadableReply)):
+        read({**envelope, "data": tasks})
+    assert read({**envelope, "data": [*tasks, {"task_id": "t-1"}]}).task_id == "t-1"
+
+
+def test_of_a_list_with_one_other_task_that_one_is_read() -> None:
     """A response about another task is returned with that task's id."""
     assert read({"code": "success", "data": [{"task_id": "t-0"}]}).task_id == "t-0"
 
