@@ -5,6 +5,7 @@ import asyncio
 import atexit
 import inspect
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -153,6 +154,26 @@ def test_each_block_runs(
         for variable, value in gateway.environment().items():
             monkeypatch.setenv(variable, value)
         run_page(PROGRAMS[name], by_itself=is_of_programs(name))
+
+
+@pytest.mark.parametrize("page", ["after-an-in-doubt", "resume-a-batch"])
+def test_a_program_with_a_journal_may_run_again(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its simulator still has the tasks of the journal, for which the second run would wait."""
+    monkeypatch.chdir(tmp_path)
+    programs = PROGRAMS[f"docs/howto/{page}.md"]
+    blocks = [
+        block
+        for block in programs.examples()
+        if {"Simulator", "journal"} <= {*re.findall(r"\w+", str(block.parsed))}
+    ]
+    assert blocks
+    for block in [*blocks, *blocks]:
+        with asyncio.Runner() as runner:
+            programs.namespace.clear()
+            programs.namespace.update(__runner__=runner, __name__="page")
+            block.evaluate()
 
 
 async def test_the_cells_of_the_notebook_show_what_the_page_says(
