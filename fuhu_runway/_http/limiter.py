@@ -10,6 +10,7 @@ Rates are in requests per second, instants are seconds of the loop's clock.
 """
 
 import asyncio
+import contextlib
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -308,8 +309,11 @@ class RateLimiter:
 
     def __repr__(self) -> str:
         rate = "" if math.isinf(self.pace.rate) else f", {self.pace.rate:.2g} a second"
-        hold = self.pace.hold_until - self._clock.now()
-        held = f", held for {hold:.1f} s" if hold > 0 else ""
+        held = ""
+        # Outside a running loop there is no instant *now*, as for an unclosed client.
+        with contextlib.suppress(RuntimeError):
+            hold = self.pace.hold_until - self._clock.now()
+            held = f", held for {hold:.1f} s" if hold > 0 else ""
         in_flight = f"{self.in_flight} of {self.limits.requests_in_flight} in flight"
         # A cancelled turn stays in line until it is first. A copy, for calls from other threads.
         waiting = sum(not turn.done() for turn in self._waiting.copy())

@@ -8,6 +8,7 @@ import attrs
 import pytest
 from support.clock import ManualClock, settle
 
+from fuhu_runway._clock import LoopClock
 from fuhu_runway._http.limiter import Pace, RateLimiter
 from fuhu_runway.hooks import Event, Hooks, PaceChanged, PaceHeld, PaceRecovered
 from fuhu_runway.models import Limits
@@ -737,3 +738,9 @@ async def test_closing_refuses_waiting_requests() -> None:
     assert some.inside == {0}
     await some.leave(0)
     assert some.limiter.in_flight == 0
+
+
+def test_the_repr_needs_no_running_loop() -> None:
+    """A client that is shown or dropped while its loop stands still has a repr."""
+    limiter = RateLimiter(Limits(), LoopClock(), Hooks())
+    assert repr(limiter).startswith("<RateLimiter 0 of 100 in flight, 0 waiting")
