@@ -9,6 +9,7 @@ stdout has one object even then.
 import errno
 import inspect
 import io
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -78,6 +79,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A file name that this terminal cannot show must not fail a paid job.
             stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("COLUMNS") in {"1", "2"}:
+        del os.environ["COLUMNS"]  # Rich would never finish a help page
     tokens = sys.argv[1:] if tokens is None else tokens
     screen = Screen(json=wants_json(tokens))
     try:
@@ -96,9 +99,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
     except errors.UsageError as error:
         return fail(error, screen)
     except (OSError, SystemExit) as error:
-        # A help page whose reader has closed the pipe; Windows reports that as EINVAL.
-        is_closed = isinstance(error, BrokenPipeError | SystemExit) or error.errno == errno.EINVAL
-        if not is_closed:
+        # A help page: its reader has closed the pipe (EINVAL on Windows), or the disk is full.
+        if getattr(error, "errno", None) not in {None, errno.EPIPE, errno.EINVAL, errno.ENOSPC}:
             raise
         write(sys.stdout, "")
         return 0

@@ -1060,15 +1060,35 @@ def test_help_into_a_closed_pipe_is_quiet(
     assert (done.code, done.out.strip(), done.err) == (0, "", "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have it")
+def test_help_onto_a_full_disk_is_an_error_of_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said on stderr that the output is not complete."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        done = run("--help")
+    assert (done.code, len(done.err.splitlines()), "disk is full" in done.err) == (0, 1, True)
+
+
 def test_other_os_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is not treated like a closed pipe."""
+    """They are not treated like a closed pipe."""
 
     def break_off(_tokens: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(cli, "app", SimpleNamespace(parse_args=break_off))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="Input/output error"):
         cli.main(["--help"])
+
+
+@pytest.mark.parametrize("columns", ["1", "2"])
+def test_help_for_no_width_at_all_comes_to_an_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """Rich would fill the memory."""
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run("generate", "--help").code == 0
 
 
 # Processes
