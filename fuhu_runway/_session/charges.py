@@ -58,21 +58,15 @@ class Assignment:
         """
         How many charges before each could be for one more span.
 
-        A charge could be if it is for none, or if its owner may have another one that could be.
+        A charge could be if it is for none, or if its owner may have a later one that could be.
+        Charges are for the span that ends first, so an owner that may have an earlier one that
+        could be may have a later one as well.
         """
         free = [owner is None for owner in self.owners]
-        is_changed = True
-        while is_changed:
-            is_changed, nearest = False, len(free)
-            for place in reversed(range(len(free))):
-                if not free[place] and nearest < self._places[place][1]:
-                    free[place] = is_changed = True
-                nearest = place if free[place] else nearest
-            nearest = -1
-            for place in range(len(free)):
-                if not free[place] and nearest >= self._places[place][0]:
-                    free[place] = is_changed = True
-                nearest = place if free[place] else nearest
+        nearest = len(free)
+        for place in reversed(range(len(free))):
+            free[place] |= nearest < self._places[place][1]
+            nearest = place if free[place] else nearest
         return [0, *accumulate(free)]
 
     def takes(self, span: Span) -> bool:

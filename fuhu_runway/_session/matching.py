@@ -285,10 +285,8 @@ class Strangers:
                 continue
             first, after = bisect_left(places, (start,)), bisect_left(places, (end,))
             timeless = bisect_left(places, (math.inf,))
-            for place in chain(range(first, after), range(timeless, len(places))):
-                number = places[place][1]
-                if self._records.may_be(sent, self._rows[number]):
-                    yield number
+            numbers = (number for _, number in chain(places[first:after], places[timeless:]))
+            yield from (n for n in numbers if self._records.may_be(sent, self._rows[n]))
 
     def has_any(self, sent: Sent) -> bool:
         """Whether the kind and time of one allow that it is that of a submission."""
