@@ -230,6 +230,8 @@ class Screen:
     @property
     def has_bar(self) -> bool:
         """Whether progress is a line that moves."""
+        if self._bar is not None:
+            return True  # while it moves, older versions of Rich hide the terminal
         if self.json or self.quiet or sys.stderr is None or not sys.stderr.isatty():
             return False
         # Windows sets no TERM, although its terminals can move the cursor.

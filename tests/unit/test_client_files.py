@@ -442,7 +442,8 @@ async def test_the_simulator_refuses_a_form_without_a_file(gateway: Simulator) -
     """A form without a file, and a body that is no form, are refused."""
     url = f"{gateway.base_url}/v1/files"
     headers = {"Authorization": f"Bearer {gateway.api_key}"}
-    form = aiohttp.FormData({"purpose": "vision"}, default_to_multipart=True)
+    form = aiohttp.FormData()
+    form.add_field("purpose", "vision", content_type="text/plain")
     async with aiohttp.ClientSession() as session:
         for body in (form, b"", json.dumps({}).encode()):
             async with session.post(url, data=body, headers=headers) as response:
