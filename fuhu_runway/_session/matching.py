@@ -285,7 +285,8 @@ class Strangers:
                 continue
             first, after = bisect_left(places, (start,)), bisect_left(places, (end,))
             timeless = bisect_left(places, (math.inf,))
-            numbers = (number for _, number in chain(places[first:after], places[timeless:]))
+            near = chain(range(first, after), range(timeless, len(places)))
+            numbers = (places[place][1] for place in near)
             yield from (n for n in numbers if self._records.may_be(sent, self._rows[n]))
 
     def has_any(self, sent: Sent) -> bool:

@@ -24,7 +24,7 @@ from fuhu_runway.models import TaskRecord, TaskState
 
 from .listings import ListReader, sent_of
 from .matching import Reason, Verdict, decide
-from .records import SLACK, Records
+from .records import Records
 from .session import Session
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ MAX_LOG_READS: Final = 10
 """How often searches read the log of the key in LOG_SECONDS; gateways allow about twenty."""
 LOG_SECONDS: Final = 1200.0
 """See MAX_LOG_READS, in seconds."""
+STEADY: Final = 2.0
+"""How far this machine's clock may be set back after a submission that the gateway's records are to
+rule out, in seconds; if more, its own task may be overlooked."""
 
 
 @attrs.define(eq=False)
@@ -178,7 +181,7 @@ class Reconciler:
         # By the clock of now, it was sent earlier than its row says, so that its task and its
         # charge may be listed earlier than they are looked for.
         set_back = self.ahead.get(job.key, -math.inf) - ahead(sessions.settings.clock)
-        return Reason.SET_BACK if verdict.task is None and set_back > SLACK / 5 else None
+        return Reason.SET_BACK if verdict.task is None and set_back > STEADY else None
 
     def _search_for(self, key: str) -> Search | None:
         """Return the search of a submission; None if its loop was closed before it ended."""
