@@ -45,18 +45,16 @@ class Part(Received):
     task_id: str
     #: What its name contains, besides that of the file.
     mark: str
+    _part_path: Path
+    _note_path: Path
     #: What an earlier attempt noted about its bytes.
-    note: dict[str, Any] = attrs.field(factory=dict)
+    note: dict[str, Any]
     #: Whether there is a file with a note.
-    has_note: bool = False
-    _part_path: Path = attrs.field(init=False)
-    _note_path: Path = attrs.field(init=False)
+    has_note: bool
+    #: Kept, since each look at the file system from a thread may wait for the event loop.
     _opened: os.stat_result = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        # Kept, since each look at the file system from a thread may wait for the event loop.
-        self._part_path = part_path(self.path, self.mark)
-        self._note_path = note_path(self.path, self.mark)
         self._opened = os.fstat(self.file.fileno())
 
     @classmethod
@@ -69,14 +67,15 @@ class Part(Received):
             OSError: It cannot be opened, or is not a plain file.
         """
         path = path.absolute()  # the program may change its working directory later
-        note = _note_at(note_path(path, mark))
-        file = plain_file(part_path(path, mark))
+        paths = part_path(path, mark), note_path(path, mark)
+        note = _note_at(paths[1])
+        file = plain_file(paths[0])
         try:
             _lock(file)
             if note is None:
                 # Another download may have written it before it let go of the part.
-                note = _note_at(note_path(path, mark))
-            part = cls(path, file, task_id, mark, note or {}, note is not None)
+                note = _note_at(paths[1])
+            part = cls(path, file, task_id, mark, *paths, note or {}, note is not None)
             # Another download may have renamed or removed it before it was locked.
             if not part.is_in_place():
                 raise BlockingIOError  # noqa: TRY301  (as the lock does)

@@ -74,18 +74,22 @@ class FileSink(Sink):
     #: Whether an existing file may be replaced.
     overwrite: bool = False
     _part: Part = attrs.field(init=False)
+    _is_open: bool = attrs.field(init=False, default=False)
 
-    def open(self) -> None:
-        """Open and lock the part. Not in a thread: cancelled there, it would leave an open file."""
+    async def open(self) -> None:
+        """Open and lock the part, and continue from what an earlier attempt left in it."""
         try:
-            self.arrived = self._part = Part.open(self.path, self.task_id, self.mark)
+            # In a thread: creating a file waits for a disk that is flushing others.
+            await in_thread(self._open)
         except (OSError, ValueError) as exc:
             raise paid_for(path_error(self.path, exc), self.task_id) from exc
-
-    async def resume(self) -> None:
         if self._part.note:
             with self._disk():
                 await in_thread(self._part.resume)
+
+    def _open(self) -> None:
+        self.arrived = self._part = Part.open(self.path, self.task_id, self.mark)
+        self._is_open = True
 
     async def restart(self, validator: str | None = None, total: int | None = None) -> None:
         with self._disk():
@@ -121,6 +125,8 @@ class FileSink(Sink):
             return await in_thread(publish)
 
     async def close(self) -> None:
+        if not self._is_open:
+            return
         if self._part.is_published:
             self._part.close()
         else:

@@ -136,9 +136,8 @@ class Downloader:
         """
         sink = FileSink(source.task_id, path, self.part_mark, overwrite)
         with self._reported(sink):
-            sink.open()
             try:
-                await sink.resume()
+                await sink.open()
                 await _Download(self, source, sink, max_bytes, on_progress).run()
                 await sink.publish(self.clock)
                 if pass_on is not None:

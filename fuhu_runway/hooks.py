@@ -431,22 +431,28 @@ class Hooks:
                     "One of hooks is a class, an async function, or not callable.",
                     "Use plain functions: they are called at once and never awaited.",
                 )
-        self._listeners: tuple[Listener, ...] = given
+        #: Each with the kinds of events that it is called with.
+        self._listeners: tuple[tuple[Listener, tuple[type[Event], ...]], ...] = tuple(
+            (listener, (Event,)) for listener in given
+        )
 
-    def add(self, listener: Listener) -> None:
-        """Add a listener."""
-        if listener not in self._listeners:
-            self._listeners = (*self._listeners, listener)
+    def add(self, listener: Listener, kinds: tuple[type[Event], ...] = (Event,)) -> None:
+        """Add a listener to events of these kinds."""
+        if (listener, kinds) not in self._listeners:
+            self._listeners = (*self._listeners, (listener, kinds))
 
     def is_enabled_for(self, kind: type[Event]) -> bool:
         """Return whether an event of this kind is received or logged; else it need not be made."""
-        return bool(self._listeners) or LOGGER.isEnabledFor(kind.level)
+        is_received = any(issubclass(kind, kinds) for _, kinds in self._listeners)
+        return is_received or LOGGER.isEnabledFor(kind.level)
 
     def emit(self, event: Event) -> None:
         """Log the event and call every listener; an exception of a listener is logged."""
         if LOGGER.isEnabledFor(event.level):
             LOGGER.log(event.level, "%s", event, extra={"event": event})
-        for listener in self._listeners:
+        for listener, kinds in self._listeners:
+            if not isinstance(event, kinds):
+                continue
             try:
                 result = listener(event)
                 if inspect.iscoroutine(result):
@@ -459,7 +465,7 @@ class Hooks:
 
     def trace_of(self, submission: int) -> str | None:
         """Return a submission's trace context, from the first listener that has one, or None."""
-        for listener in self._listeners:
+        for listener, _ in self._listeners:
             trace_of = getattr(listener, "trace_of", None)
             try:
                 found = trace_of(submission) if trace_of is not None else None

@@ -1,7 +1,7 @@
 """What events change in the rows of a task: its end, a saved file, a clip that was handed out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -10,6 +10,9 @@ from fuhu_runway.models import TaskState
 
 from .actions import Action, check, leading_to, words_of
 from .states import INSTANT_OF, JobState
+
+NOTED: Final = (TaskSettled, DownloadStarted, DownloadFinished, ClipHandedOut)
+"""The events that change rows."""
 
 
 @attrs.frozen

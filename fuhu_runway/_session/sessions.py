@@ -20,6 +20,7 @@ import attrs
 from fuhu_runway import hooks as events
 from fuhu_runway._arguments import checked_id
 from fuhu_runway._http.transport import closed
+from fuhu_runway._journal.notes import NOTED
 from fuhu_runway._part import machine_mark
 from fuhu_runway._waiting.poller import name_of
 from fuhu_runway._wire.decode import read_balance, read_task
@@ -76,7 +77,7 @@ class Sessions(Handles):
     ) -> None:
         owned = None if journal is None else journal_at(journal)
         if owned is not None:
-            settings.hooks.add(owned.note)
+            settings.hooks.add(owned.note, NOTED)
             if owned.is_shared:
                 settings = attrs.evolve(settings, part_mark=machine_mark())
         super().__init__(settings, gateway, key, owned)

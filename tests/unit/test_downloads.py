@@ -82,8 +82,8 @@ async def test_a_large_clip_is_saved(harness: DownloadHarness) -> None:
     assert seen == sorted(seen)
 
 
-async def test_a_clip_takes_one_turn_of_a_thread(harness: DownloadHarness) -> None:
-    """Its bytes are written, flushed and renamed together; each turn costs a busy loop more."""
+async def test_a_clip_takes_two_turns_of_a_thread(harness: DownloadHarness) -> None:
+    """Its part is opened in one, and its bytes are written, flushed and renamed in the other."""
     turns = 0
 
     class Counting(ThreadPoolExecutor):
@@ -95,7 +95,7 @@ async def test_a_clip_takes_one_turn_of_a_thread(harness: DownloadHarness) -> No
     asyncio.get_running_loop().set_default_executor(Counting())
     async with raw_server(whole()) as server:
         await harness.save(server.url)
-    assert turns == 1
+    assert turns == 2
     assert harness.path.read_bytes() == VIDEO
 
 
@@ -752,6 +752,29 @@ async def test_a_cancelled_write_is_written_once(
     assert saving.cancelled()
     assert len(harness.part or b"") >= BUFFER_BYTES
     assert LARGE.startswith(harness.part or b"")
+
+
+async def test_a_download_that_is_cancelled_while_it_opens_leaves_nothing(
+    harness: DownloadHarness,
+) -> None:
+    """The part that a thread still opens is closed and removed."""
+    may_open = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    blocking = asyncio.ensure_future(asyncio.to_thread(may_open.wait))
+    await settle()
+    async with raw_server(whole()) as server:
+        saving = asyncio.ensure_future(harness.save(server.url))
+        await settle()
+        saving.cancel()
+        await settle()
+        assert not saving.done()
+        may_open.set()
+        await asyncio.wait([saving, blocking])
+        assert saving.cancelled()
+        assert others() == set()
+        assert list(harness.path.parent.iterdir()) == []
+        await harness.save(server.url)
+    assert harness.is_clean()
 
 
 async def test_closing_waits_for_the_last_bytes(

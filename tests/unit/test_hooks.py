@@ -9,7 +9,7 @@ import pytest
 
 from fuhu_runway import hooks
 from fuhu_runway.errors import Fate, UsageError
-from fuhu_runway.hooks import Event, Hooks, TaskSubmitted
+from fuhu_runway.hooks import Event, Hooks, TaskPolled, TaskSubmitted
 from fuhu_runway.models import TaskState
 
 EXAMPLES: dict[str, Any] = {
@@ -274,10 +274,26 @@ def test_a_listener_that_is_added_twice_is_called_once() -> None:
     received: list[Event] = []
     hooks = Hooks()
     hooks.add(received.append)
-    listener = hooks._listeners[0]
+    listener, _ = hooks._listeners[0]
     hooks.add(listener)
     hooks.emit(EVENTS[0])
     assert received == [EVENTS[0]]
+
+
+def test_a_listener_is_called_with_the_kinds_it_was_added_to() -> None:
+    """An event that no listener receives need not be made."""
+    received: list[Event] = []
+    hooks = Hooks()
+    hooks.add(received.append, (TaskSubmitted,))
+    submitted, polled = (
+        next(event for event in EVENTS if isinstance(event, kind))
+        for kind in (TaskSubmitted, TaskPolled)
+    )
+    hooks.emit(submitted)
+    hooks.emit(polled)
+    assert received == [submitted]
+    assert hooks.is_enabled_for(TaskSubmitted)
+    assert not hooks.is_enabled_for(TaskPolled)
 
 
 class Traced:
