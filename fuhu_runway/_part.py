@@ -116,7 +116,7 @@ class Part(Received):
         self.file.seek(0)
         self.begin(validator, total)
 
-    def write(self, data: bytes, total: int | None) -> None:
+    def write(self, data: bytes | bytearray, total: int | None) -> None:
         """Append what the disk takes of *data*, and note it unless the file is whole now."""
         rest = memoryview(data)
         try:

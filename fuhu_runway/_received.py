@@ -39,7 +39,7 @@ class Boxes:
         """Whether a file that ends now is not a whole clip, as far as its boxes are known."""
         return self.missing > 0 or (self._has_more and not self._has_content)
 
-    def feed(self, data: bytes | memoryview) -> None:
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Follow the next bytes of the file."""
         rest = memoryview(data)
         while rest and self._has_more:
@@ -75,7 +75,7 @@ class Received:
     #: Whether it is whole and saved under its name.
     is_published: bool = attrs.field(init=False, default=False)
 
-    def take(self, data: bytes | memoryview) -> None:
+    def take(self, data: bytes | bytearray | memoryview) -> None:
         """Count the next bytes of the file."""
         self.received += len(data)
         self.digest.update(data)

@@ -46,7 +46,7 @@ class Sink(ABC):
         """Start from zero with this version of the file."""
 
     @abstractmethod
-    async def write(self, data: bytes, total: int | None = None) -> None:
+    async def write(self, data: bytearray, total: int | None = None) -> None:
         """Append *data*; with the last of a body, *total* is the size of the file, if known."""
 
     def refused(
@@ -98,11 +98,11 @@ class FileSink(Sink):
             else:
                 await in_thread(self._part.restart, validator, total)
 
-    async def write(self, data: bytes, total: int | None = None) -> None:
+    async def write(self, data: bytearray, total: int | None = None) -> None:
         with self._disk():
             await in_thread(self._write, data, total)
 
-    def _write(self, data: bytes, total: int | None) -> None:
+    def _write(self, data: bytearray, total: int | None) -> None:
         part = self._part
         part.write(data, total)
         # In the same thread: with many downloads at once, the loop takes longer to come back to
@@ -158,7 +158,7 @@ class MemorySink(Sink):
         self.content.clear()
         self.arrived.begin(validator, total)
 
-    async def write(self, data: bytes, total: int | None = None) -> None:  # noqa: ARG002
+    async def write(self, data: bytearray, total: int | None = None) -> None:  # noqa: ARG002
         self.content += data
         self.arrived.take(data)
 
@@ -197,7 +197,7 @@ class ReaderSink(Sink):
             self._read = self.arrived.received, self.arrived.digest.hexdigest()
         self.arrived.begin(validator, total)
 
-    async def write(self, data: bytes, total: int | None = None) -> None:  # noqa: ARG002
+    async def write(self, data: bytearray, total: int | None = None) -> None:  # noqa: ARG002
         size, digest = self._read
         known = data[: max(0, size - self.arrived.received)]
         self.arrived.take(known)
@@ -208,7 +208,7 @@ class ReaderSink(Sink):
         if fresh:
             await self._wanted.acquire()
             if not self._is_left:
-                self.chunks.put_nowait(fresh)
+                self.chunks.put_nowait(bytes(fresh))
 
     async def finish(self) -> None:
         """Wait until the reader has taken the last chunk."""

@@ -389,7 +389,7 @@ class _Download:
                         await reaction
                 if len(buffer) >= self.sink.buffer_bytes:
                     # Emptied first, so that a cancelled write is not repeated below.
-                    data, buffer = bytes(buffer), bytearray()
+                    data, buffer = buffer, bytearray()
                     await self.sink.write(data)
                 chunk = await stream.read()
                 if not chunk:
@@ -398,7 +398,7 @@ class _Download:
                 buffer += chunk
         finally:
             if buffer:
-                await self.sink.write(bytes(buffer), total)
+                await self.sink.write(buffer, total)
 
     def _too_large(self) -> DownloadRefused:
         return self.sink.refused(

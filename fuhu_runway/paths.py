@@ -103,7 +103,7 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
     Return *path* if no other file is there; nothing is opened or written.
 
     Raises:
-        UsageError: The folder is missing, or the file already exists.
+        UsageError: The file already exists, or is no plain file.
     """
     try:
         # A link exists even if its target does not.
@@ -113,12 +113,6 @@ def check_vacant(path: Path, *, overwrite: bool = False) -> Path:
                 raise usage_error("path", happened, "Pass the name of a file.")
             if not overwrite:
                 raise path_error(path, FileExistsError())
-        elif not path.parent.is_dir():
-            raise usage_error(
-                "path",
-                f"There is no folder {str(path.parent)!r}.",
-                "Create it first, or choose another.",
-            )
     except OSError as exc:
         raise path_error(path, exc) from exc
     return path
@@ -155,6 +149,9 @@ def path_error(path: Path, exc: OSError | ValueError) -> UsageError:
     elif isinstance(exc, BlockingIOError):
         happened = f"{path.name!r} is already being downloaded."
         advice = "Wait for that download, or choose another name."
+    elif isinstance(exc, FileNotFoundError | NotADirectoryError):
+        happened = f"There is no folder {str(path.parent)!r}."
+        advice = "Create it first, or choose another."
     elif isinstance(exc, OSError):
         happened = f"Nothing can be written in {str(path.parent)!r} ({exc.strerror})."
         advice = "Choose another folder or a shorter name, or remove what is in the way."

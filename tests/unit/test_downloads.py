@@ -610,7 +610,7 @@ def test_an_origin_is_scheme_host_and_port(one: str, other: str, same: bool) -> 
 async def test_a_missing_folder_is_a_usage_error(harness: DownloadHarness) -> None:
     """The URL is not even fetched if the file cannot be opened."""
     harness.path = harness.path.parent / "gone" / "clip.mp4"
-    with pytest.raises(UsageError, match="No such file") as caught:
+    with pytest.raises(UsageError, match="There is no folder") as caught:
         await harness.save("http://127.0.0.1/")
     assert isinstance(caught.value.__cause__, OSError)
     assert harness.fetches == []

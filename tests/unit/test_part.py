@@ -700,17 +700,19 @@ def test_a_broken_link_counts_as_a_file(tmp_path: Path) -> None:
     assert check_target(path, overwrite=True) == path
 
 
-def test_a_folder_that_may_not_be_searched_is_a_usage_error(
+def test_a_link_into_a_folder_that_may_not_be_searched_is_a_usage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder whose permissions hide its content raises a `UsageError` too."""
+    path = tmp_path / "clip.mp4"
+    path.symlink_to(tmp_path / "hidden" / "clip.mp4")
 
     def denied(self: Path) -> bool:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "is_dir", denied)
+    monkeypatch.setattr(Path, "exists", denied)
     with pytest.raises(UsageError, match="Permission denied"):
-        check_target(tmp_path / "clip.mp4")
+        check_target(path)
 
 
 RESERVED = {"con", "prn", "aux", "nul"} | {
