@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import attrs
 
@@ -20,6 +21,10 @@ class Origin:
     accepted_at: float | None = None
     custom_id: str | None = None
     tag: str | None = None
+
+
+ELSEWHERE: Final = Origin()
+"""The origin of every task that was submitted elsewhere: one for all of thousands of waits."""
 
 
 @attrs.define(eq=False)
@@ -54,7 +59,7 @@ class Unfinished:
     def waited_for(self, name: Name) -> None:
         """Add a task that a caller waits for; it may have been submitted elsewhere."""
         if name not in self._tasks:
-            self._tasks[name] = Origin()
+            self._tasks[name] = ELSEWHERE
             self._guesses.add(name)
 
     @contextmanager
