@@ -2,13 +2,12 @@
 
 import asyncio
 import gc
-import itertools
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,7 +18,7 @@ import aiohttp
 from _common import KEY, ratio, spread, table
 from _gateway import gateway_in_another_process
 
-from fuhu_runway import Client, Limits, PollPolicy
+from fuhu_runway import Client, PollPolicy
 
 ROUNDS: Final = 3
 JOBS: Final = 400
@@ -32,37 +31,43 @@ JUDGED: Final = 0.02
 """The goal is for this one: no real gateway takes no time; that row shows the cost of CPU."""
 RAPID: Final = PollPolicy(first=0.000001, factor=1.0, max_interval=0.000001)
 """No pause between polls, as on the bare side."""
-UNPACED: Final = Limits(requests_per_second=5000.0)
-"""More than either side sends. To find out the pace of a gateway takes a client two seconds, once,
-which would be half of such a short batch; `pace.py` judges that."""
+WARM_UP: Final = 300
+"""Jobs that each client makes before it is measured. To find out the pace of a gateway takes ours
+two seconds, once; `pace.py` judges that."""
 GOAL: Final = 0.9
 
-Run = Callable[[str, Sequence[str], Path], Awaitable[None]]
-"""Makes a clip of each prompt, with a fresh folder for its files."""
+Make = Callable[[Sequence[str]], Awaitable[None]]
+"""Makes a clip of each prompt."""
+Opener = Callable[[str, Path], AbstractAsyncContextManager[Make]]
+"""Opens a client of the gateway at that URL, with a fresh folder for its files."""
 
 
 # Bare aiohttp
 
 
-def bare(*, download: bool, safely: bool = False) -> Run:
+def bare(*, download: bool, safely: bool = False) -> Opener:
     """Return the least that has to be done: submit, poll until the URL is there, save."""
     save = bare_safe_download if safely else bare_download
 
-    async def run(url: str, prompts: Sequence[str], folder: Path) -> None:
+    @asynccontextmanager
+    async def opened(url: str, folder: Path) -> AsyncIterator[Make]:
         semaphore = asyncio.Semaphore(IN_FLIGHT)
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), headers={"Authorization": f"Bearer {KEY}"}
         ) as session:
 
-            async def make(number: int, prompt: str) -> None:
+            async def make(prompt: str) -> None:
                 async with semaphore:
                     address = await bare_clip(session, url, prompt)
                     if download:
-                        await save(session, address, folder / f"{number}.mp4")
+                        await save(session, address, folder / f"{prompt}.mp4")
 
-            await asyncio.gather(*itertools.starmap(make, enumerate(prompts)))
+            async def make_all(prompts: Sequence[str]) -> None:
+                await asyncio.gather(*map(make, prompts))
 
-    return run
+            yield make_all
+
+    return opened
 
 
 async def bare_clip(session: aiohttp.ClientSession, url: str, prompt: str) -> str:
@@ -116,21 +121,24 @@ def body_of(prompt: str) -> dict[str, Any]:
 # Ours
 
 
-def ours(*, download: bool) -> Run:
+def ours(*, download: bool) -> Opener:
     """Return what our user does, with everything written down."""
 
-    async def run(url: str, prompts: Sequence[str], folder: Path) -> None:
+    @asynccontextmanager
+    async def opened(url: str, folder: Path) -> AsyncIterator[Make]:
         journal = folder / "journal.db"
-        async with Client(
-            KEY, base_url=url, polling=RAPID, limits=UNPACED, journal=journal
-        ) as client:
-            async for outcome in client.generate_many(
-                prompts, in_flight=IN_FLIGHT, download_to=folder if download else None
-            ):
-                if outcome.error is not None:
-                    raise outcome.error
+        async with Client(KEY, base_url=url, polling=RAPID, journal=journal) as client:
 
-    return run
+            async def make_all(prompts: Sequence[str]) -> None:
+                async for outcome in client.generate_many(
+                    prompts, in_flight=IN_FLIGHT, download_to=folder if download else None
+                ):
+                    if outcome.error is not None:
+                        raise outcome.error
+
+            yield make_all
+
+    return opened
 
 
 # In turns
@@ -175,25 +183,27 @@ class Turn(NamedTuple):
     cpu_per_job: float
 
 
-async def take_turn(run: Run, url: str) -> Turn:
+async def take_turn(opener: Opener, url: str) -> Turn:
     """Get through all jobs once."""
-    prompts = [f"a kitten, take {number}" for number in range(JOBS)]
-    gc.collect()  # so that no side pays for the garbage of another
+    prompts = [f"a kitten, take {number}" for number in range(WARM_UP + JOBS)]
     with tempfile.TemporaryDirectory() as folder:
-        began, cpu_began = time.perf_counter(), time.process_time()
-        await run(url, prompts, Path(folder))
-        took, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+        async with opener(url, Path(folder)) as make_all:
+            await make_all(prompts[:WARM_UP])
+            gc.collect()  # so that no side pays for the garbage of another
+            began, cpu_began = time.perf_counter(), time.process_time()
+            await make_all(prompts[WARM_UP:])
+            took, cpu = time.perf_counter() - began, time.process_time() - cpu_began
     return Turn(JOBS / took, cpu * 1000 / JOBS)
 
 
 async def measure(urls: dict[float, str]) -> dict[Side, list[Turn]]:
-    """Return the figures of every side, round by round; the first round only warms up."""
+    """Return the figures of every side, round by round."""
     turns: dict[Side, list[Turn]] = {side: [] for side in SIDES}
-    for _ in range(ROUNDS + 1):
+    for _ in range(ROUNDS):
         for side in SIDES:
-            run = CLIENTS[side.client](download=side.download)
-            turns[side].append(await take_turn(run, urls[side.answers_after]))
-    return {side: taken[1:] for side, taken in turns.items()}
+            opener = CLIENTS[side.client](download=side.download)
+            turns[side].append(await take_turn(opener, urls[side.answers_after]))
+    return turns
 
 
 def ratios(turns: dict[Side, list[Turn]]) -> Iterator[str]:
@@ -227,7 +237,7 @@ def main() -> None:
         "Ours has a connection for each submit, two flushed steps before it and one after, and\n"
         "each file flushed, checked and renamed; bare aiohttp writes its files and flushes none,\n"
         '"bare, flushed" flushes and renames them.\n'
-        "Ours knows the pace of the gateway; finding it out takes two seconds, once per client.\n"
+        f"Each client made {WARM_UP} clips before that, in which ours has found out the pace.\n"
     )
     heading = ("answers after", "saved", "client", "jobs per second", "ms CPU per job")
     print(table([heading, *(tuple(side.row(taken)) for side, taken in turns.items())]))
