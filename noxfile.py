@@ -142,8 +142,10 @@ def floors(session: nox.Session) -> None:
     oldest = [*declared["dependencies"], *itertools.chain(*optional)]
     install(session, "docs", "pages", "telemetry", "test", extras=EXTRAS)
     session.install(*(requirement.replace(">=", "==") for requirement in oldest))
-    # pytest-aiohttp needs a newer aiohttp than we do.
-    session.run("pytest", "-p", "no:aiohttp", *session.posargs, env=SAFE_PATH)
+    # pytest-aiohttp needs a newer aiohttp than we do. Types are checked with the newest packages:
+    # the oldest aiohttp declares those of an application's signals wrongly.
+    options = ("-p", "no:aiohttp", "--ignore=tests/docs/test_types.py")
+    session.run("pytest", *options, *session.posargs, env=SAFE_PATH)
 
 
 @nox.session(requires=["build"], allow_parallel=True)

@@ -77,7 +77,7 @@ class Jobs:
 
     async def carry_out(self, thing: Item | Generation | str) -> Outcome:
         """Carry out a job of a queue; see `Client.carry_out`."""
-        item = item_of(thing, 0)
+        item = item_of(thing)
         name, journal = item.custom_id or item.key, self._sessions.journal
         if journal is None or name is None:
             whose, missing = ("client", "journal") if journal is None else ("job", "custom_id")

@@ -171,7 +171,12 @@ class Batch:
                 yield outcome
         feeder = self._feeder
         if feeder is not None and not (feeder.cancelled() and self._is_stopped):
-            feeder.result()
+            try:
+                feeder.result()
+            except errors.UsageError as bad:
+                if self.summary.done:  # earlier entries may have been charged
+                    bad.money = "Nothing was sent or charged for this entry."
+                raise
 
     async def _ended(
         self,

@@ -146,24 +146,28 @@ def check_source(source: object) -> None:
         )
 
 
-def item_of(thing: Any, index: int) -> Item:
+def item_of(thing: Any, index: int | None = None) -> Item:
     """
-    Return the item for a prompt, a request or an item.
+    Return the item for a prompt, a request or an item, the entry at *index* if there are several.
 
     Raises:
-        UsageError: It is something else.
+        UsageError: It is something else, or a prompt that cannot be used.
     """
     if isinstance(thing, Item):
         return thing
-    if isinstance(thing, str):
-        return Item(TextToVideo(thing))
     if isinstance(thing, REQUESTS):
         return Item(thing)
-    raise usage_error(
-        "prompts",
-        f"Entry {index + 1} is of type {type(thing).__name__}.",
-        "Give prompts (str), requests such as TextToVideo, or Items.",
-    )
+    entry = "The job" if index is None else f"Entry {index + 1}"
+    if not isinstance(thing, str):
+        raise usage_error(
+            "prompts",
+            f"{entry} is of type {type(thing).__name__}.",
+            "Give prompts (str), requests such as TextToVideo, or Items.",
+        )
+    try:
+        return Item(TextToVideo(thing))
+    except errors.UsageError as bad:
+        raise attrs.evolve(bad, happened=f"{entry}: {bad.happened}") from bad
 
 
 async def numbered(source: Source) -> AsyncGenerator[tuple[int, Any], None]:

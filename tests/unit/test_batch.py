@@ -275,10 +275,29 @@ async def test_an_entry_that_is_not_a_request_is_named_by_its_position(
     assert caught.value.money == "Nothing was sent or charged."
 
 
-async def test_an_empty_prompt_ends_the_batch(client: FakeClient) -> None:
-    """An empty prompt in the source is an error, since it must be a mistake."""
-    with pytest.raises(UsageError, match="prompt has no visible character"):
-        await run(client, ["a", "  "])
+async def arriving(prompts: list[str]) -> AsyncIterator[str]:
+    """Yield prompts from an asynchronous source."""
+    for prompt in prompts:
+        yield prompt
+
+
+@pytest.mark.parametrize("make", [list, iter, arriving])
+async def test_an_empty_prompt_ends_the_batch(client: FakeClient, make: Callable[..., Any]) -> None:
+    """An empty prompt must be a mistake: in any source, it is an error that counts it."""
+    with pytest.raises(UsageError, match=r"Entry 2: prompt has no visible character") as caught:
+        await run(client, make(["a", "  "]))
+    assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("thing", "happened"),
+    [(7, "The job is of type int."), (" ", "The job: prompt has no visible character.")],
+)
+def test_a_job_on_its_own_has_no_position(thing: Any, happened: str) -> None:
+    """The error of a job that is not an entry of many counts nothing."""
+    with pytest.raises(UsageError) as caught:
+        item_of(thing)
+    assert caught.value.happened == happened
 
 
 async def test_a_batch_of_nothing_has_no_outcomes(client: FakeClient) -> None:
@@ -373,9 +392,11 @@ async def test_a_stream_is_read_as_it_comes(client: FakeClient) -> None:
     """An entry of a stream that is not a request is raised once the jobs before it have ended."""
     async with aclosing(batch_of(client, iter(["a", 3, "c"])).outcomes()) as outcomes:
         assert prompt_of(await anext(outcomes)) == "a"
-        with pytest.raises(UsageError, match="Entry 2 is of type int"):
+        with pytest.raises(UsageError, match="Entry 2 is of type int") as caught:
             await anext(outcomes)
     assert client.submitted == ["a"]
+    # What was paid before it is not denied.
+    assert caught.value.money == "Nothing was sent or charged for this entry."
 
 
 def test_the_folder_is_checked_before_anything_is_sent(client: FakeClient, tmp_path: Path) -> None:
