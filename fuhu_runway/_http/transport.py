@@ -93,7 +93,7 @@ class Transport:
         self._free_timeout = timeout(total=None)
         # On the loop's own clock, like aiohttp's timeouts.
         self._deadlines = Deadlines(timeouts.read, LoopClock())
-        # A download may take long, so only the connection and each pause have a limit.
+        # A download may take long, so only its head and each pause have a limit.
         self._stream_timeout = timeout(total=None, sock_read=timeouts.read)
         self._retry = retry
         self._limiter = limiter
@@ -295,16 +295,18 @@ class Transport:
         """
         _check_open(self._free)
         try:
-            response = await self._free.get(
-                _as_written(url),
-                headers={**headers, "Accept-Encoding": "identity"},
-                timeout=self._stream_timeout,
-                proxy=self._proxy(url),
-                allow_redirects=False,
-                raise_for_status=False,
-                max_line_size=MAX_HEADER_BYTES,
-                max_field_size=MAX_HEADER_BYTES,
-            )
+            # A head may come byte by byte, and interim responses may come without end.
+            async with asyncio.timeout(self._timeouts.connect + self._timeouts.read):
+                response = await self._free.get(
+                    _as_written(url),
+                    headers={**headers, "Accept-Encoding": "identity"},
+                    timeout=self._stream_timeout,
+                    proxy=self._proxy(url),
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    max_line_size=MAX_HEADER_BYTES,
+                    max_field_size=MAX_HEADER_BYTES,
+                )
         except Exception as exc:  # noqa: BLE001  (odd addresses raise errors of many classes)
             sendable = not isinstance(exc, aiohttp.InvalidURL)
             passes = sendable and isinstance(exc, aiohttp.ClientError | OSError)
