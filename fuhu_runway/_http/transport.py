@@ -30,8 +30,10 @@ from fuhu_runway._wire.decode import salvaged
 from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import FILES, Replay
 from fuhu_runway.errors import (
+    Fate,
     RateLimited,
     RunwayError,
+    Unauthorized,
     UsageError,
     drop_frames,
 )
@@ -102,6 +104,8 @@ class Transport:
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._scopes: set[asyncio.Timeout] = set()
         self._is_stopped = False
+        #: Whether the gateway has accepted the key.
+        self._is_key_good = False
         #: Called with each reply; must not raise, since a reply may name a paid task.
         self.observer: Callable[[Reply], object] | None = None
 
@@ -191,7 +195,12 @@ class Transport:
         elif sent_at is not None:
             self._limiter.answered(sent_at)
         if not isinstance(result, RunwayError):
+            # Only requests with a turn of the limiter carry the key.
+            self._is_key_good |= sent_at is not None
             return result
+        if isinstance(result, Unauthorized) and result.status == 401 and self._is_key_good:
+            # Some gateways refuse a good key now and then (QuantumNous/new-api, issue 3302).
+            result.fate = Fate.REFUSED
         # The frames of parsing hold the response, which may quote anything.
         del reply
         raise drop_frames(result)
