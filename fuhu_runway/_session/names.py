@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 MAX_KEPT: Final = 10_000
 """How many names a client with a journal keeps in memory; the others are read from the journal."""
 
+STOPPED_AFTER: Final = 5
+"""For how many seconds a loop that submits under a name may stand still; if more, a caller in
+another loop waits longer for nothing."""
+
 
 @attrs.define(eq=False)
 class Names:
@@ -135,8 +139,15 @@ async def _submitted_elsewhere(
     answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(joining, loop))
     try:
         # In steps, since a loop that is ending may never run the call.
+        stopped = 0
         while not answer.done() and not loop.is_closed():
             await asyncio.wait([answer], timeout=1)
+            stopped = 0 if loop.is_running() else stopped + 1
+            if stopped > STOPPED_AFTER and not answer.done():
+                # It may run again and submit, so that a second request could be paid twice.
+                answer.cancel()
+                happened = "The event loop that submits under this name does not run."
+                raise in_doubt(NoReply(happened, "", ""))
         return answer.result()
     except (asyncio.CancelledError, asyncio.InvalidStateError):
         running = asyncio.current_task()
