@@ -34,6 +34,13 @@ def ahead(clock: Clock) -> float:
     return clock.wall() - time.monotonic()
 
 
+def is_cancelled(error: BaseException) -> bool:
+    """Return whether the running task was cancelled, and not something that it waited for."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101  (only tasks are cancelled)
+    return isinstance(error, asyncio.CancelledError) and task.cancelling() > 0
+
+
 class LoopClock:
     """The running event loop's own time, so that a loop with virtual time moves it too."""
 

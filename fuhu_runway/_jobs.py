@@ -19,6 +19,7 @@ from . import errors
 from ._arguments import check
 from ._budget import Budget
 from ._clip_files import clip_name
+from ._clock import is_cancelled
 from ._places import Place, place_of
 from ._session.entry import in_doubt_of
 from ._session.sessions import Sessions
@@ -117,7 +118,7 @@ class Jobs:
             known |= {"error": error, "task_id": error.task_id or known.get("task_id")}
         except (Exception, asyncio.CancelledError) as error:
             # An error in one job must not end the batch.
-            if _is_cancelled(error):
+            if is_cancelled(error):
                 raise
             known["error"] = _unexpected(error, known.get("task_id"))
         return Outcome(index, item.request, item.custom_id, **known)
@@ -216,7 +217,7 @@ class Jobs:
         except RunwayError:
             raise
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled(error):
+            if is_cancelled(error):
                 raise
             fault = error
         # Outside of the clause: an error that is raised there would quote this one.
@@ -254,13 +255,6 @@ class Jobs:
                 "Run the batch again with the same journal to resume the download.",
                 clip.id,
             ) from None
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    """Return whether the job itself was cancelled, not something that it waited for."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101  (only tasks run jobs)
-    return isinstance(error, asyncio.CancelledError) and task.cancelling() > 0
 
 
 def _described(error: BaseException) -> str:

@@ -41,6 +41,14 @@ MAX_REDIRECTS: Final = 5
 PATIENT_ATTEMPTS: Final = 30
 """How many attempts beyond the retry policy's are made while patience lasts."""
 
+LEAST_BYTES: Final = 64 * 1024
+"""What counts as progress, in bytes; if less, a host that sends a byte now and then keeps a
+download going for days."""
+
+LEAST_BYTES_WITHIN: Final = 60.0
+"""How long a host may take for that, in seconds, or `Timeouts.read` if that is more. If less, a
+clip over a slow line, below 1 kB/s, needs more than one call of `download`."""
+
 OTHER_MEDIA: Final = (b"\x1a\x45\xdf\xa3", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"OggS")
 """How files of other kinds begin: WebM, pictures, AVI and WebP, Ogg."""
 
@@ -113,6 +121,8 @@ class Downloader:
     patience: float
     #: What the names of parts contain, if several machines may save to one folder.
     part_mark: str = ""
+    #: How long a host may take for `LEAST_BYTES`, in seconds.
+    least_within: float = LEAST_BYTES_WITHIN
 
     async def save(
         self,
@@ -236,21 +246,22 @@ class _Download:
         """
         Make attempts until the clip is whole.
 
-        Attempts that add to what has arrived do not count against the retry policy. Those that
-        start from zero do, however far they get: else a host without ranges could keep a download
-        going.
+        Attempts that add enough to what has arrived do not count against the retry policy. Those
+        that start from zero do, however far they get: else a host without ranges could keep a
+        download going.
         """
         policy, clock, patience = self.tools.retry, self.tools.clock, self.tools.patience
         fruitless, drawn = 0, delays(policy)
         patient_until: float | None = None
         is_fresh = False
+        counted = self.sink.arrived.received
         while True:
-            before = self.sink.arrived.received
             try:
                 return await self._attempt(is_fresh)
             except _Broken as error:
                 broken = error
-            if self.is_resumed and self.sink.arrived.received > before:
+            if self.is_resumed and self.sink.arrived.received - counted >= LEAST_BYTES:
+                counted = self.sink.arrived.received
                 fruitless, drawn, patient_until = 0, delays(policy), None
             was_fresh, is_fresh = is_fresh, broken.means is Means.EXPIRED
             self.wants_rest = broken.means is not Means.WHOLE and not (is_fresh and was_fresh)
@@ -376,9 +387,14 @@ class _Download:
     async def _receive(self, stream: Stream, head: "_Head", buffer: bytearray) -> None:
         """Write the body to the sink; if it breaks off, write what has arrived until then."""
         total: int | None = None
+        clock, waited, counted = self.tools.clock, 0.0, self.sink.arrived.received
         try:
             while True:
                 received = self.sink.arrived.received + len(buffer)
+                if received - counted >= LEAST_BYTES:
+                    waited, counted = 0.0, received
+                elif waited >= self.tools.least_within:
+                    raise _Broken(f"Only {received - counted} bytes arrived in {waited:.0f} s.")
                 if received > self.max_bytes:
                     buffer.clear()
                     await self.sink.restart()
@@ -391,7 +407,10 @@ class _Download:
                     # Emptied first, so that a cancelled write is not repeated below.
                     data, buffer = buffer, bytearray()
                     await self.sink.write(data)
+                # Only this: the disk, the reader and `on_progress` may take their time.
+                since = clock.now()
                 chunk = await stream.read()
+                waited += clock.now() - since
                 if not chunk:
                     total = head.total
                     break

@@ -465,29 +465,32 @@ class Hooks:
         if LOGGER.isEnabledFor(event.level):
             LOGGER.log(event.level, "%s", event, extra={"event": event})
         for listener, kinds in self._listeners:
-            if not isinstance(event, kinds):
-                continue
-            try:
-                result = listener(event)
+            if isinstance(event, kinds):
+                result = _called(listener, event, type(event).__name__)
                 if inspect.iscoroutine(result):
                     result.close()
                     LOGGER.warning("A hook returned a coroutine, and hooks are never awaited.")
-            except Exception as exc:  # noqa: BLE001  (a listener must not break the caller)
-                # The exception's text may quote anything, so only its class is logged.
-                fault, name = type(exc).__name__, type(event).__name__
-                LOGGER.warning("A hook raised %s on %s and was skipped.", fault, name)
 
     def trace_of(self, submission: int) -> str | None:
         """Return a submission's trace context, from the first listener that has one, or None."""
         for listener, _ in self._listeners:
             trace_of = getattr(listener, "trace_of", None)
-            try:
-                found = trace_of(submission) if trace_of is not None else None
-            except Exception as exc:  # noqa: BLE001  (a listener must not break the caller)
-                fault = type(exc).__name__
-                LOGGER.warning("A hook raised %s on trace_of and was skipped.", fault)
-                continue
+            found = None if trace_of is None else _called(trace_of, submission, "trace_of")
             # It goes into the journal, so it must be an id and nothing else.
             if isinstance(found, str) and _TRACEPARENT.fullmatch(found):
                 return found
+        return None
+
+
+def _called(listener: Callable[[Any], object], argument: Event | int, name: str) -> object:
+    """Call a listener; whatever it raises, the caller goes on unless the program is to end."""
+    try:
+        return listener(argument)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # Any other: the CancelledError of a task that it looks at, or the failure of a test, would end
+    # a wait, a submission or a download half-way.
+    except BaseException as exc:  # noqa: BLE001
+        # The exception's text may quote anything, so only its class is logged.
+        LOGGER.warning("A hook raised %s on %s and was skipped.", type(exc).__name__, name)
         return None

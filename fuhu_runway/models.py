@@ -537,7 +537,7 @@ class Timeouts:
     #: Without a byte of a clip, or of the response to a paid request, of which one took 21 s
     #: (api-facts 1.2); for any other exchange as a whole.
     read: float = field(default=60.0, validator=DURATION)
-    #: For a paid exchange as a whole.
+    #: For a paid exchange as a whole, and for the upload of a local file.
     total: float = field(default=300.0, validator=DURATION)
     #: How long after a paid request was sent its task may still appear in the gateway's own
     #: lists; only after that can it be proven not to exist.

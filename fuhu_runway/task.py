@@ -133,7 +133,7 @@ class Task:
             timeout: The longest wait, in seconds; None waits without limit. After a timeout the
                 task goes on, and may be waited for again.
             on_update: Called with the record at each change of state or progress; may be an
-                async function, which is awaited. What it raises ends this wait.
+                async function, which is awaited until the timeout. What it raises ends this wait.
 
         Raises:
             TaskFailed: The task failed, or was cancelled (`TaskCanceled`).
@@ -185,10 +185,18 @@ class Task:
         self, on_update: Callable[[TaskRecord], object], timeout: float | None
     ) -> TaskRecord:
         """Call *on_update* with each record, and return the last one; for the client."""
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         async for record in self.updates(timeout=timeout):
             reaction = on_update(record)
             if inspect.isawaitable(reaction):
-                await reaction
+                limit = asyncio.timeout_at(deadline)
+                try:
+                    async with limit:
+                        await reaction
+                except TimeoutError:
+                    # Otherwise the next step raises `WaitTimeout`, unless the task has ended.
+                    if not limit.expired():
+                        raise
         return record
 
     async def refresh(self) -> TaskRecord:

@@ -20,7 +20,7 @@ class Uploader(Protocol):
     A function that is not async is called in a thread. The same bytes always have the same name.
     Their address is used again for half an hour, or for `reuse_seconds` if the function has such
     an attribute, so it must work for longer than that. What it raises ends the submission with
-    `UploadFailed`, and nothing is charged.
+    `UploadFailed`, and nothing is charged; so it does if it takes longer than `Timeouts.total`.
     """
 
     def __call__(self, data: bytes, name: str, content_type: str, /) -> str | Awaitable[str]:

@@ -30,8 +30,10 @@ from fuhu_runway._wire.decode import salvaged
 from fuhu_runway._wire.encode import Reply, Request
 from fuhu_runway._wire.tables import FILES, Replay
 from fuhu_runway.errors import (
+    Fate,
     RateLimited,
     RunwayError,
+    Unauthorized,
     UsageError,
     drop_frames,
 )
@@ -93,7 +95,7 @@ class Transport:
         self._free_timeout = timeout(total=None)
         # On the loop's own clock, like aiohttp's timeouts.
         self._deadlines = Deadlines(timeouts.read, LoopClock())
-        # A download may take long, so only the connection and each pause have a limit.
+        # A download may take long, so only its head and each pause have a limit.
         self._stream_timeout = timeout(total=None, sock_read=timeouts.read)
         self._retry = retry
         self._limiter = limiter
@@ -102,6 +104,8 @@ class Transport:
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._scopes: set[asyncio.Timeout] = set()
         self._is_stopped = False
+        #: Whether the gateway has accepted the key.
+        self._is_key_good = False
         #: Called with each reply; must not raise, since a reply may name a paid task.
         self.observer: Callable[[Reply], object] | None = None
 
@@ -191,7 +195,12 @@ class Transport:
         elif sent_at is not None:
             self._limiter.answered(sent_at)
         if not isinstance(result, RunwayError):
+            # Only requests with a turn of the limiter carry the key.
+            self._is_key_good |= sent_at is not None
             return result
+        if isinstance(result, Unauthorized) and result.status == 401 and self._is_key_good:
+            # Some gateways refuse a good key now and then (QuantumNous/new-api, issue 3302).
+            result.fate = Fate.REFUSED
         # The frames of parsing hold the response, which may quote anything.
         del reply
         raise drop_frames(result)
@@ -295,16 +304,18 @@ class Transport:
         """
         _check_open(self._free)
         try:
-            response = await self._free.get(
-                _as_written(url),
-                headers={**headers, "Accept-Encoding": "identity"},
-                timeout=self._stream_timeout,
-                proxy=self._proxy(url),
-                allow_redirects=False,
-                raise_for_status=False,
-                max_line_size=MAX_HEADER_BYTES,
-                max_field_size=MAX_HEADER_BYTES,
-            )
+            # A head may come byte by byte, and interim responses may come without end.
+            async with asyncio.timeout(self._timeouts.connect + self._timeouts.read):
+                response = await self._free.get(
+                    _as_written(url),
+                    headers={**headers, "Accept-Encoding": "identity"},
+                    timeout=self._stream_timeout,
+                    proxy=self._proxy(url),
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    max_line_size=MAX_HEADER_BYTES,
+                    max_field_size=MAX_HEADER_BYTES,
+                )
         except Exception as exc:  # noqa: BLE001  (odd addresses raise errors of many classes)
             sendable = not isinstance(exc, aiohttp.InvalidURL)
             passes = sendable and isinstance(exc, aiohttp.ClientError | OSError)

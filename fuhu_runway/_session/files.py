@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import attrs
 
-from fuhu_runway._clock import Clock
+from fuhu_runway._clock import Clock, is_cancelled
 from fuhu_runway._media import DATA_URI_LENGTHS, ENDINGS, Local, local_fields, read, refused
 from fuhu_runway._redact import redact
 from fuhu_runway._urls import is_reachable_address
@@ -46,6 +46,8 @@ class Files:
     gateway: Gateway
     key: str = attrs.field(repr=False)
     clock: Clock
+    #: How long an uploader may take, in seconds; every job with the same file waits for it.
+    at_most: float
     #: SHA-256 to the address, and until when it is used again, in Unix seconds.
     _addresses: dict[str, tuple[str, float]] = attrs.field(init=False, factory=dict, repr=False)
     _locks: "WeakValueDictionary[Place, asyncio.Lock]" = attrs.field(
@@ -118,17 +120,24 @@ class Files:
         uploader: Uploader | GatewayFiles,
     ) -> str:
         name = f"{local.digest}{ENDINGS[local.content_type]}"
+        limit = asyncio.timeout(self.at_most)
         try:
             if isinstance(uploader, GatewayFiles):
                 wire = ask_file(name, local.data, local.content_type, self.gateway, self.key)
                 address: object = await session.transport.call(wire, read_file)
             else:
-                address = await _called(uploader, local.data, name, local.content_type)
+                async with limit:
+                    address = await _called(uploader, local.data, name, local.content_type)
         except RunwayError as error:
             fault = error.happened
-        except Exception as error:  # noqa: BLE001  (an uploader raises what its library does)
+        # An uploader raises what its library does, also a CancelledError of that library's own.
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled(error):
+                raise
             said = redact(str(error).partition("\n")[0], [self.key])[:200]
             fault = f"{type(error).__name__}: {said}"
+            if limit.expired():
+                fault = f"The uploader took longer than {self.at_most:g} s."
         else:
             if is_reachable_address(address):
                 return str(address)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from fuhu_runway._http.retry import in_doubt
 from fuhu_runway._waiting.unfinished import Name
-from fuhu_runway.errors import SubmissionInDoubt, copied
+from fuhu_runway.errors import Fate, NoReply, SubmissionInDoubt, copied
 from fuhu_runway.journal import JobState, Plan, planned
 from fuhu_runway.models import Generation
 from fuhu_runway.task import Task
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 MAX_KEPT: Final = 10_000
 """How many names a client with a journal keeps in memory; the others are read from the journal."""
+
+STOPPED_AFTER: Final = 5
+"""For how many seconds a loop that submits under a name may stand still; if more, a caller in
+another loop waits longer for nothing."""
 
 
 @attrs.define(eq=False)
@@ -67,7 +72,10 @@ class Names:
         while True:
             with self._lock:
                 submission = self._running.get(custom_id)
-                if submission is None or submission.loop.is_closed():
+                if submission is not None and submission.loop.is_closed():
+                    self._cut_off(submission, custom_id)
+                    submission = None
+                if submission is None:
                     session = sessions.current()
                     submission = Submission(sessions, session, request, plan, custom_id, tag)
                     submission.start(self._run(submission, custom_id))
@@ -82,6 +90,12 @@ class Names:
                 await asyncio.wait([submission.work])
             else:
                 return await submission.joined()
+
+    def _cut_off(self, submission: Submission, custom_id: str) -> None:
+        """Keep the doubt of a submission whose loop was closed before it could end."""
+        if submission.fate is Fate.UNKNOWN and submission.task is None:
+            cut_off = NoReply("Its event loop was closed before the response came.", "", "")
+            self.doubts.setdefault(custom_id, in_doubt(cut_off))
 
     def _end(self, submission: Submission, custom_id: str, _: object) -> None:
         # By now it is recorded whether the request is in doubt, or another thread could find the
@@ -125,8 +139,15 @@ async def _submitted_elsewhere(
     answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(joining, loop))
     try:
         # In steps, since a loop that is ending may never run the call.
+        stopped = 0
         while not answer.done() and not loop.is_closed():
             await asyncio.wait([answer], timeout=1)
+            stopped = 0 if loop.is_running() else stopped + 1
+            if stopped > STOPPED_AFTER and not answer.done():
+                # It may run again and submit, so that a second request could be paid twice.
+                answer.cancel()
+                happened = "The event loop that submits under this name does not run."
+                raise in_doubt(NoReply(happened, "", ""))
         return answer.result()
     except (asyncio.CancelledError, asyncio.InvalidStateError):
         running = asyncio.current_task()

@@ -20,7 +20,7 @@ from fuhu_runway._waiting.task_limit import TaskLimit
 from fuhu_runway._waiting.unfinished import Unfinished
 from fuhu_runway._wire.decode import read_task
 from fuhu_runway._wire.encode import Reply, Request
-from fuhu_runway.downloads import Downloader
+from fuhu_runway.downloads import LEAST_BYTES_WITHIN, Downloader
 from fuhu_runway.hooks import ClientClosed, Hooks
 from fuhu_runway.models import Limits, PollPolicy, RetryPolicy, TaskRecord, Timeouts
 
@@ -103,6 +103,7 @@ class Session:
             settings.hooks,
             settings.polling.url_grace,
             settings.part_mark,
+            max(LEAST_BYTES_WITHIN, settings.timeouts.read),
         )
         self._actions: set[asyncio.Task[None]] = set()
         self._jobs: set[asyncio.Task[Any]] = set()

@@ -85,7 +85,7 @@ class Sessions(Handles):
         self.account = account
         #: How far the gateway's clock is ahead of ours, in seconds, as its lists have shown.
         self.ahead = 0.0
-        self.files = Files(uploads, gateway, key, settings.clock)
+        self.files = Files(uploads, gateway, key, settings.clock, settings.timeouts.total)
         self.callback_url = callback_url
         #: The addresses for webhooks; None without a receiver.
         self.addresses = None if callbacks is None else callbacks.addresses

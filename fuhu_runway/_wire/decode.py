@@ -32,7 +32,7 @@ from .refusals import (
     refusal_of,
     unreadable,
 )
-from .salvage import bare_id, id_of, is_task_key, salvage
+from .salvage import bare_id, id_of, ids_of_head, is_task_key, salvage
 from .tables import Dialect, Replay, Sense, dialect_of
 
 # Bytes to models
@@ -50,7 +50,7 @@ def read_task(reply: Reply) -> TaskRecord:
     try:
         return _read_task(reply)
     except (GatewayError, UnreadableReply) as refused:
-        task_id = salvaged(reply.request, reply.body, is_whole=not reply.cut)
+        task_id = salvaged(reply.request, reply.body, is_whole=not reply.cut, head=reply)
         if task_id is None:
             raise
         if isinstance(refused, UnreadableReply):
@@ -63,11 +63,15 @@ def read_task(reply: Reply) -> TaskRecord:
         raise in_doubt from refused
 
 
-def salvaged(request: Request, body: bytes, *, is_whole: bool = False) -> str | None:
+def salvaged(
+    request: Request, body: bytes, *, is_whole: bool = False, head: Reply | None = None
+) -> str | None:
     """Return the task id in the response to a paid request; text that was sent is never an id."""
     if request.endpoint.replay is not Replay.PAID:
         return None
     found = salvage(body, is_whole=is_whole)
+    if head is not None and (head.is_success or head.status == 303):
+        found += ids_of_head(head.headers)
     if not found:
         return None  # without a search of what was sent, which may be a picture of some MB
     texts = (text.encode("utf-8", "replace") for text in request.secrets)

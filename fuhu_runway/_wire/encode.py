@@ -83,8 +83,11 @@ def build(
             for name in above:
                 target = target.setdefault(name, {})
             target[last] = value
+    sent = None
     if bare.endpoint.takes_callback and callback_url is not None:
         body[tables.CALLBACK_KEY] = callback_url
+        # It may lead to the user's own hosts. Without the scheme, which is in every URL.
+        sent = callback_url.partition("://")[2] if callback_url != tables.NOWHERE else None
     _add_extra(body, request.extra)
     # Errors hide the same fields as the repr of the request.
     fields = attrs.fields(type(request))
@@ -97,7 +100,7 @@ def build(
         body=json.dumps(body, ensure_ascii=False, allow_nan=False).encode(),
         secrets=(key, *texts_in(hidden)),
         hint=hint_for(request),
-    )
+    ).hiding(sent)
 
 
 def ask_task(task_id: str, endpoint: Endpoint, gateway: Gateway, key: str) -> Request:

@@ -66,6 +66,23 @@ def salvage(body: bytes, *, is_whole: bool = False) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(id_of, ids)))
 
 
+def ids_of_head(headers: Mapping[str, str]) -> tuple[str, ...]:
+    """
+    Return the task ids in the head of a response.
+
+    After a 201, 202 or 303, Location is the address of what was made (RFC 9110 10.2.2).
+    """
+    found = [
+        value for name, value in headers.items() if is_task_key(name.lower().removeprefix("x-"))
+    ]
+    for name in ("location", "content-location"):
+        path, _, query = headers.get(name, "").partition("#")[0].partition("?")
+        found += [match[1] or match[2] for match in _NAMED.finditer(f"{unquote(query)}\n")]
+        last = path.rstrip("/").rpartition("/")[2]
+        found += [last] if _WHOLE_BODY.fullmatch(last) else []
+    return tuple(dict.fromkeys(filter(id_of, found)))
+
+
 def ids_in(value: Any) -> tuple[str, ...]:
     """Return the task ids at the usual places of a JSON value, the most certain first."""
     return tuple(dict.fromkeys(task_id for _, task_id in sorted(_ids(value), key=_rank)))

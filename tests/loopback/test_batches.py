@@ -16,7 +16,13 @@ from support.secrets import secrets_in
 from support.servers import reply
 
 from fuhu_runway import Client
-from fuhu_runway.errors import DownloadIncomplete, OutOfCredits, RunwayError, UsageError
+from fuhu_runway.errors import (
+    DownloadIncomplete,
+    OutOfCredits,
+    RunwayError,
+    Unauthorized,
+    UsageError,
+)
 from fuhu_runway.hooks import TaskPolled
 from fuhu_runway.inputs import check_items, read_items
 from fuhu_runway.items import Outcome
@@ -431,3 +437,33 @@ async def test_the_timeout_of_a_batch_holds_for_its_downloads(
         again = await made(client, prompts(3), download_to=clips)
     assert all(outcome.path for outcome in again)
     assert gateway.submitted == 3
+
+
+async def test_a_key_that_was_accepted_may_be_refused_once(
+    gateway: Simulator, journal: Path
+) -> None:
+    """The submit is sent again, and the batch goes on: nothing was charged for a refused key."""
+    async with (
+        quick_client(gateway, journal=journal) as client,
+        aclosing(client.generate_many(prompts(6), in_flight=1)) as outcomes,
+    ):
+        await anext(outcomes)
+        gateway.fault("submit", faults.error(401))
+        left = [outcome async for outcome in outcomes]
+    assert [outcome.error for outcome in left] == [None] * 5
+    assert gateway.submitted == 6
+
+
+async def test_a_key_that_is_refused_from_now_on_stops_a_batch(
+    gateway: Simulator, journal: Path
+) -> None:
+    """After the policy's attempts, no more is submitted; the jobs stay planned for the next run."""
+    async with quick_client(gateway, journal=journal) as client:
+        await client.generate("a kitten")
+        gateway.fault("submit", faults.error(401), times=None)
+        batch = client.batch(prompts(6), in_flight=1)
+        outcomes = [outcome async for outcome in batch.outcomes()]
+    assert [type(outcome.error) for outcome in outcomes] == [Unauthorized]
+    assert batch.summary.stopped_by == "Unauthorized"
+    assert gateway.submitted == 1
+    assert JobState.PLANNED in await states(journal)

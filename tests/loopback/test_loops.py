@@ -123,6 +123,35 @@ asyncio.run(main())
 """
 
 
+CLOSED_BEFORE_THE_END = """
+from fuhu_runway.errors import SubmissionInDoubt
+
+async def begin(event):
+    reached = asyncio.Event()
+    def listen(seen):
+        if isinstance(seen, event):
+            reached.set()
+    client = Client(hooks=[listen])
+    submitting = asyncio.create_task(client.generate("a marked kitten", custom_id="order-7"))
+    await reached.wait()
+    await asyncio.sleep(0.1)
+    return client, submitting
+
+async def submit(client):
+    async with client:
+        try:
+            print((await client.generate("a marked kitten", custom_id="order-7")).id)
+        except SubmissionInDoubt:
+            print("doubt")
+
+for event in (hooks.SubmissionSent, hooks.RetryScheduled):
+    loop = asyncio.new_event_loop()
+    client, submitting = loop.run_until_complete(begin(event))
+    loop.close()
+    asyncio.run(submit(client))
+"""
+
+
 @pytest.mark.parametrize(
     "source",
     [THREE_RUNS, THREE_RUNS_WITH, TWO_LOOPS_AT_ONCE],
@@ -166,3 +195,12 @@ async def test_a_loop_that_is_closed_during_a_request(gateway: Simulator, tmp_pa
     ended = await programs.run(gateway, CLOSED_IN_FLIGHT.format(folder=tmp_path))
     assert ended.words == ["GeneratorExit"], ended.complaints
     assert "coroutine ignored" not in ended.complaints
+
+
+async def test_a_loop_that_is_closed_before_the_response_leaves_a_doubt(gateway: Simulator) -> None:
+    """The next loop does not pay again under the same name, except for what was refused."""
+    gateway.fault("submit", faults.Hang(accepted=True))
+    gateway.fault("submit", faults.empty_429(100))
+    ended = await programs.run(gateway, CLOSED_BEFORE_THE_END)
+    _, made = gateway.tasks
+    assert ended.words == ["doubt", made.task_id], ended.complaints

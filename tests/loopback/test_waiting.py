@@ -27,7 +27,7 @@ from fuhu_runway.hooks import (
     TaskSettled,
     UnknownWordSeen,
 )
-from fuhu_runway.models import TaskState, Timeouts
+from fuhu_runway.models import TaskRecord, TaskState, Timeouts
 from fuhu_runway.testing import DIALECTS, Simulator, faults
 from fuhu_runway.testing.faults import Fault, on
 
@@ -289,6 +289,28 @@ async def test_changes_are_reported_as_they_come(gateway: Simulator) -> None:
     progress = [record.progress or 0.0 for record in followed]
     assert progress == sorted(progress)
     assert followed == received
+
+
+@pytest.mark.usefixtures("virtual")
+async def test_a_callback_that_never_returns_does_not_hold_a_wait(gateway: Simulator) -> None:
+    """The timeout counts while `on_update` is awaited; its own `TimeoutError` ends the wait."""
+    gateway.script("a kitten", takes=10**6)
+
+    async def never(_record: TaskRecord) -> None:
+        await asyncio.Event().wait()
+
+    async def hasty(_record: TaskRecord) -> None:
+        raise TimeoutError("mine")
+
+    async with quick_client(gateway) as client:
+        task = await client.generate("a kitten")
+        with pytest.raises(WaitTimeout, match="after 60 s"):
+            await task.wait(timeout=60, on_update=never)
+        with pytest.raises(TimeoutError, match="mine"):
+            await task.wait(timeout=60, on_update=hasty)
+        with pytest.raises(WaitTimeout):
+            await client.run(task, timeout=60, on_update=never)
+        assert client.unfinished == (task,)
 
 
 async def test_a_clip_fails_in_the_same_words_everywhere(gateway: Simulator) -> None:

@@ -14,7 +14,7 @@ from support.clients import QUICK_RETRY, EventRecorder, quick_client
 from support.media import MP4, PNG
 from support.servers import raw_server, reply
 
-from fuhu_runway import GATEWAYS, Client, Gateway, GatewayFiles, hooks
+from fuhu_runway import GATEWAYS, Client, Gateway, GatewayFiles, Task, hooks
 from fuhu_runway._clock import LoopClock
 from fuhu_runway._session import files as session_files
 from fuhu_runway._session.files import REUSE_SECONDS
@@ -209,6 +209,7 @@ async def test_only_so_many_addresses_are_kept(
     [
         (RuntimeError("no access to https://u:marked@files.example/?sig=marked"), "RuntimeError"),
         (SubmissionInDoubt("It hangs.", "", ""), "It hangs."),
+        (asyncio.CancelledError(), "CancelledError"),
         ("file:///home/1.png", "returned no http"),
         (None, "returned no http"),
     ],
@@ -221,7 +222,7 @@ async def test_a_failed_upload_is_a_named_error(
 
     async def put(*_: object) -> Any:
         answer = answers.pop(0)
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -241,6 +242,24 @@ async def test_a_failed_upload_is_a_named_error(
         assert job.state is JobState.PLANNED
         await client.generate("a kitten", image=PNG, custom_id="a")
     assert bodies(gateway)[0]["image"] == ADDRESS
+
+
+@pytest.mark.usefixtures("virtual")
+async def test_an_upload_that_never_ends_is_a_failed_upload(gateway: Simulator) -> None:
+    """It keeps no other job waiting: neither one with the same file, nor one that needs a slot."""
+    answers = [asyncio.Event().wait(), asyncio.sleep(0, ADDRESS)]
+
+    async def put(*_: object) -> Any:
+        return await answers.pop(0)
+
+    limits = Limits(tasks_in_flight=1)
+    async with quick_client(gateway, uploads=put, limits=limits) as client:
+        jobs = [client.generate("a kitten", image=PNG) for _ in range(2)]
+        stuck, task = await asyncio.gather(*jobs, return_exceptions=True)
+        assert isinstance(stuck, UploadFailed)
+        assert "took longer than 300 s" in str(stuck)
+        assert isinstance(task, Task)
+    assert len(bodies(gateway)) == 1
 
 
 async def test_extra_is_checked_before_an_upload(gateway: Simulator) -> None:

@@ -303,6 +303,34 @@ async def test_a_loop_that_ends_leaves_the_name_in_doubt(gateway: Simulator) -> 
     assert gateway.submitted == 1
 
 
+async def test_a_loop_that_stands_still_holds_no_other_caller(
+    gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent again meanwhile; once the loop runs, the submission ends as it would have."""
+    monkeypatch.setattr(names, "STOPPED_AFTER", 0)
+    gateway.fault("submit", faults.Slow(A_WHILE))
+    client, loop = quick_client(gateway), asyncio.new_event_loop()
+    started = threading.Event()
+
+    async def begin() -> "asyncio.Task[Task]":
+        submitting = asyncio.ensure_future(client.generate(PROMPT, custom_id="order 7"))
+        await asyncio.to_thread(started.wait)
+        return submitting
+
+    beginning = asyncio.ensure_future(asyncio.to_thread(loop.run_until_complete, begin()))
+    await until(lambda: gateway.submitted)
+    started.set()
+    submitting = await beginning
+    with pytest.raises(SubmissionInDoubt, match="does not run"):
+        await client.generate(PROMPT, custom_id="order 7")
+    task = await asyncio.to_thread(loop.run_until_complete, submitting)
+    assert (await client.generate(PROMPT, custom_id="order 7")).id == task.id
+    await asyncio.to_thread(loop.run_until_complete, client.aclose())
+    loop.close()
+    await client.aclose()
+    assert gateway.submitted == 1
+
+
 async def test_a_client_with_a_journal_forgets_old_names(
     gateway: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

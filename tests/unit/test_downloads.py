@@ -32,7 +32,7 @@ from support.servers import free_port, raw_server, reply
 
 from fuhu_runway._part import Part
 from fuhu_runway._sinks import BUFFER_BYTES, in_thread
-from fuhu_runway.downloads import Progress, Source, origin_of
+from fuhu_runway.downloads import LEAST_BYTES, Progress, Source, origin_of
 from fuhu_runway.errors import (
     ClipMissing,
     DownloadError,
@@ -416,16 +416,66 @@ async def test_a_refused_connection_is_retried_and_then_raised(harness: Download
     assert list(harness.path.parent.iterdir()) == []
 
 
-async def test_attempts_that_add_bytes_do_not_count(harness: DownloadHarness) -> None:
-    """After twelve breaks, each with some new bytes before it, the file is whole."""
-    steps = [half(stop=800)]
-    for start in range(800, 9600, 800):
-        lost = rest(start)
-        steps.append(lost[: len(lost) - len(VIDEO) + start + 800])
-    async with raw_server(*steps, rest(9600), closes=True) as server:
+def crumbs(size: int, count: int) -> list[bytes]:
+    """Return responses that each add *size* bytes of the large clip and then break off."""
+    steps = [half(LARGE, stop=size)]
+    for start in range(size, size * count, size):
+        lost = rest(start, LARGE)
+        steps.append(lost[: len(lost) - len(LARGE) + start + size])
+    return steps
+
+
+async def test_attempts_that_add_enough_bytes_do_not_count(harness: DownloadHarness) -> None:
+    """After twelve breaks, each with enough new bytes before it, the file is whole."""
+    steps = crumbs(LEAST_BYTES, 12)
+    async with raw_server(*steps, rest(12 * LEAST_BYTES, LARGE), closes=True) as server:
         await harness.save(server.url)
         assert len(server.requests) == 13
-    assert harness.path.read_bytes() == VIDEO
+    assert harness.path.read_bytes() == LARGE
+
+
+async def test_a_host_that_adds_some_bytes_at_a_time_ends_the_download(
+    harness: DownloadHarness,
+) -> None:
+    """They are kept, and the next call continues: no host may keep a download going without end."""
+    steps = crumbs(100, 50)
+    async with raw_server(*steps, closes=True) as server:
+        with pytest.raises(DownloadIncomplete):
+            await harness.save(server.url)
+        assert len(server.requests) == QUICK_RETRY.attempts
+    assert harness.part == LARGE[: 100 * QUICK_RETRY.attempts]
+
+
+TRICKLES = {
+    "a body": (half(LARGE, stop=100), b"x"),
+    "a head": (b"HTTP/1.1 200 OK\r\nX-Mark: ", b"x"),
+    "interim responses": (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+}
+
+
+@pytest.mark.usefixtures("virtual")
+@pytest.mark.parametrize(("start", "more"), TRICKLES.values(), ids=TRICKLES)
+async def test_a_host_that_trickles_ends_the_download(
+    harness: DownloadHarness, start: bytes, more: bytes
+) -> None:
+    """Each attempt ends although every pause of the host is short, and so does the download."""
+    attempts: list[asyncio.Task[Any] | None] = []
+
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(start)
+        while not (reader.at_eof() or writer.is_closing()):
+            writer.write(more)
+            await asyncio.sleep(1)
+        writer.close()
+
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    async with server:
+        with pytest.raises(DownloadIncomplete, match="kept failing"):
+            await harness.save(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        assert len(attempts) == QUICK_RETRY.attempts
+        await asyncio.gather(*filter(None, attempts))
 
 
 async def test_the_bytes_of_a_failed_download_are_kept(harness: DownloadHarness) -> None:

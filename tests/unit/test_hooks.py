@@ -1,16 +1,21 @@
+import asyncio
 import functools
 import json
 import logging
 import pickle
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from support.clients import quick_client
 
 from fuhu_runway import hooks
 from fuhu_runway.errors import Fate, UsageError
 from fuhu_runway.hooks import Event, Hooks, TaskPolled, TaskSubmitted
+from fuhu_runway.journal import JobState
 from fuhu_runway.models import TaskState
+from fuhu_runway.testing import Simulator
 
 EXAMPLES: dict[str, Any] = {
     "task_id": "t-1",
@@ -81,20 +86,43 @@ def test_listeners_are_those_of_the_moment() -> None:
     assert received == [EVENTS[0]]
 
 
-def test_a_listener_that_raises_is_skipped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+FAULTS = [ValueError, asyncio.CancelledError, GeneratorExit, pytest.fail.Exception]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_listener_that_raises_is_skipped_and_logged(
+    caplog: pytest.LogCaptureFixture, fault: type[BaseException]
+) -> None:
     """The text of its exception reaches neither caller nor log; the next listener is called."""
     received: list[Event] = []
 
     def broken(event: Event) -> None:
-        raise ValueError("marked words of a prompt")
+        raise fault("marked words of a prompt")
 
     with caplog.at_level(logging.WARNING, "fuhu_runway"):
         Hooks([broken, received.append]).emit(TaskSubmitted("t-1", "text_to_video", 2.5))
     assert len(received) == 1
     assert [one.getMessage() for one in caplog.records] == [
-        "A hook raised ValueError on TaskSubmitted and was skipped."
+        f"A hook raised {fault.__name__} on TaskSubmitted and was skipped."
     ]
     assert "marked" not in caplog.text
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_job_is_done_although_every_event_fails(
+    gateway: Simulator, tmp_path: Path, fault: type[BaseException]
+) -> None:
+    """A listener that raises anything at each event ends no submission, wait or download."""
+
+    def broken(event: Event) -> None:
+        raise fault
+
+    async with quick_client(gateway, hooks=[broken], journal=tmp_path / "run.db") as client:
+        clip = await client.run("a kitten", save=tmp_path / "kitten.mp4", timeout=60)
+        assert client.journal is not None
+        assert [job.state for job in await client.journal.jobs()] == [JobState.SAVED]
+    assert clip.path == tmp_path / "kitten.mp4"
+    gateway.assert_submitted_once("a kitten")
 
 
 class Async:

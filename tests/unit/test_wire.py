@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 import pytest
@@ -1279,6 +1280,17 @@ def test_an_id_that_was_sent_is_not_a_task(prompt: str, form: str) -> None:
     body = form.format(json.dumps(prompt) if "{{" in form else prompt).encode()
     assert salvaged(request, body, is_whole=True) is None
     assert salvaged(request, b'{"id":"t-1"}' + body) == "t-1"
+
+
+@pytest.mark.parametrize("place", ["hooks.example/8f14e45fceea167a", "x.example/h?task_id=abc-1"])
+def test_a_callback_url_is_neither_shown_nor_a_task(place: str) -> None:
+    """A refusal that quotes it, with or without its scheme, stays one, and its text hides it."""
+    request = build(TextToVideo("a kitten"), GATEWAY, KEY, f"https://{place}")
+    for said in (place, f"https://{place}", quote(f"https://{place}", safe="")):
+        body = json.dumps({"error": {"message": f"{said} is wrong", "callback_url": said}})
+        with pytest.raises(errors.InvalidRequest) as caught:
+            read_task(Reply(request, 400, {}, body.encode()))
+        assert place.partition("/")[2] not in str(caught.value)
 
 
 def test_an_id_that_contains_a_secret_is_not_a_task() -> None:
