@@ -123,6 +123,28 @@ asyncio.run(main())
 """
 
 
+ENDED_BY_A_LISTENER = """
+from fuhu_runway import Journal
+
+def listen(event):
+    if isinstance(event, hooks.SubmissionSent):
+        raise SystemExit
+
+async def main():
+    async with Client(hooks=[listen], journal="{folder}/run.db") as client:
+        await client.generate("a marked kitten")
+
+async def states():
+    journal = Journal("{folder}/run.db")
+    print(*(job.state.name for job in await journal.jobs()))
+    await journal.aclose()
+
+try:
+    asyncio.run(main())
+except SystemExit:
+    asyncio.run(states())
+"""
+
 CLOSED_BEFORE_THE_END = """
 from fuhu_runway.errors import SubmissionInDoubt
 
@@ -195,6 +217,14 @@ async def test_a_loop_that_is_closed_during_a_request(gateway: Simulator, tmp_pa
     ended = await programs.run(gateway, CLOSED_IN_FLIGHT.format(folder=tmp_path))
     assert ended.words == ["GeneratorExit"], ended.complaints
     assert "coroutine ignored" not in ended.complaints
+
+
+async def test_a_listener_that_ends_the_program_leaves_a_doubt(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """It did so between the row and the request, so the row may not say that it was not sent."""
+    ended = await programs.run(gateway, ENDED_BY_A_LISTENER.format(folder=tmp_path))
+    assert ended.words == ["IN_DOUBT"], ended.complaints
 
 
 async def test_a_loop_that_is_closed_before_the_response_leaves_a_doubt(gateway: Simulator) -> None:

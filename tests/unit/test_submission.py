@@ -216,23 +216,6 @@ async def test_a_defect_after_the_sending_is_a_doubt(
     assert gateway.submitted == 1
 
 
-async def test_a_listener_that_ends_the_program_leaves_a_doubt(
-    gateway: Simulator, tmp_path: Path
-) -> None:
-    """It did so between the row and the request, so the row may not say that it was not sent."""
-
-    def stopping(event: Event) -> None:
-        if isinstance(event, SubmissionSent):
-            raise Stop
-
-    async with quick_client(gateway, hooks=[stopping], journal=tmp_path / "run.db") as client:
-        with pytest.raises(Stop):
-            await client.generate(PROMPT)
-        assert client.journal is not None
-        assert await client.journal.in_flight() == 0
-        assert [job.state for job in await client.journal.jobs()] == [JobState.IN_DOUBT]
-
-
 class Broken(Journal):
     """A journal with a defect, which shows before anything is sent."""
 
