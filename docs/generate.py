@@ -229,7 +229,7 @@ PRINTED: Final[Mapping[str, Mapping[str, str]]] = {
         "source": "File and line of the request, such as p.txt:17.",
         "proof": (
             "What settled the last doubt: person, webhook, list of tasks, or log of the key; "
-            "for a job in doubt, `charge` if the log shows one."
+            "for a job in doubt, `charge` if the log or the response shows one."
         ),
     },
     "A page in JSON": {

@@ -174,7 +174,7 @@ class Left:
     reason: str
     #: The tasks that may be it, for a person to choose from.
     task_ids: tuple[str, ...] = ()
-    #: Whether the gateway's log says that it was charged.
+    #: Whether the gateway's log, or its response, shows that it was charged.
     is_charged: bool = False
     #: The caller's own name for it.
     custom_id: str | None = None

@@ -138,6 +138,20 @@ class SubmissionUnclaimed(Event, level=logging.WARNING):
 
 
 @attrs.frozen
+class SubmissionUnrecorded(Event, level=logging.ERROR):
+    """The journal could not record what happened to a submission, so its job is in doubt."""
+
+    #: The key of its job.
+    key: str
+    #: Why, in words without secrets.
+    reason: str
+    #: Its task, or the id in a damaged response; None if there is neither.
+    task_id: str | None = None
+    #: The name of the error, if there is no task.
+    error: str | None = None
+
+
+@attrs.frozen
 class DoubtsFound(Event, level=logging.WARNING):
     """The journal holds jobs in doubt of earlier runs; reported once, at the first submission."""
 

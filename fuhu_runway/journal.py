@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from ._journal import actions
-from ._journal.actions import LONGEST, Action, fits
+from ._journal.actions import LONGEST, Action
 from ._journal.base import BaseJournal
 from ._journal.file import perform, work
 from ._journal.notes import Note, write
@@ -39,7 +39,6 @@ __all__ = [
     "Journal",
     "Plan",
     "fingerprint",
-    "fits",
     "hash_prompt",
     "journal_at",
     "nth",

@@ -47,7 +47,7 @@ LOCK: Final = "SELECT pg_advisory_xact_lock(hashtext('fuhu_job'))"
 """In a shared store, lets one process at a time decide which job a task belongs to."""
 
 _CHANGEABLE: Final = {field.name for field in attrs.fields(Job)} - {"key", "state"}
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_UNFIT: Final = re.compile("[\0\ud800-\udfff]")
 
 
 def nothing() -> Action[None]:
@@ -248,6 +248,7 @@ def resolve(
 
 def charge(key: str) -> Action[None]:
     """Record that the gateway's log shows a charge for a job in doubt."""
+    check(key=key)
     where = "key = :key AND state = 'in doubt'"
     yield f"UPDATE job SET proof = :proof WHERE {where}", {"key": key, "proof": CHARGE}  # noqa: S608
 
@@ -337,7 +338,8 @@ def _first(column: str, value: str) -> Action[Rows]:
 
 def find(name: str) -> Action[Job | None]:
     """Return the first job with this key, task id or custom id."""
-    check(name=name)
+    if not fits(name):
+        return None
     # One after the other: a single query would scan the whole table.
     for column in ("key", "task_id", "custom_id"):
         job = yield from look_up(column, name)
@@ -402,7 +404,7 @@ def _state(word: str) -> JobState:
 def fits(value: object) -> bool:
     """Return whether a journal can hold a value."""
     if isinstance(value, str):
-        return not _SURROGATE.search(value)
+        return not _UNFIT.search(value)
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
     return value is None or isinstance(value, float)
@@ -414,7 +416,7 @@ def check(**values: object) -> None:
         if not fits(value):
             raise journal_error(
                 f"The journal cannot hold this {name}.",
-                "Use text without lone surrogates, and whole numbers of up to 64 bits.",
+                "Use text without NUL and lone surrogates, and whole numbers of up to 64 bits.",
             )
 
 

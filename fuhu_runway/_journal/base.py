@@ -92,7 +92,7 @@ class BaseJournal(ABC):
         Each row with the task's id takes the step, if it is legal; other tasks are ignored.
         """
         note = note_of(event, time.time())
-        if note is not None:
+        if note is not None and actions.fits(note.task_id):  # otherwise no row has it
             self._write(note)
 
     @abstractmethod
@@ -142,8 +142,9 @@ class BaseJournal(ABC):
             changes: Further columns to set, such as `task_id` or `error`.
 
         Raises:
-            JournalError: The table does not have this step, there is no such job, or another
-                process has taken it over.
+            JournalError: The table does not have this step, there is no such job, another process
+                has taken it over, or a value cannot be held. If a database cannot be reached, the
+                cause is a `ConnectionError`.
         """
         token = self._token()
         return await self._perform(

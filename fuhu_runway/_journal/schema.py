@@ -55,7 +55,7 @@ CREATE TABLE job (
     -- Keyed hash of the prompt; NULL if the request has none, or is of an older version.
     prompt_hash  TEXT,
     -- What settled the last doubt: person, webhook, list of tasks, or log of the key; in doubt,
-    -- charge if the log shows one.
+    -- charge if the log or the response shows one.
     proof        TEXT
 ) STRICT;
 CREATE INDEX job_by_state ON job (state);

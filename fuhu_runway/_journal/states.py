@@ -66,7 +66,7 @@ STEPS: Final[Mapping[JobState, Mapping[JobState, str]]] = {
         JobState.ACCEPTED: "The gateway returned an id.",
         JobState.PLANNED: "It provably did not arrive, or was refused for now.",
         JobState.FAILED: "The gateway rejected it; nothing was charged.",
-        JobState.IN_DOUBT: "There was no clear response, or the process ended before it came.",
+        JobState.IN_DOUBT: "No clear response came or was recorded, or the process ended before.",
     },
     JobState.ACCEPTED: {
         JobState.FINISHED: "The feed shows the clip.",
@@ -98,7 +98,7 @@ INSTANT_OF: Final = {
 
 
 CHARGE: Final = "charge"
-"""The `proof` of a job in doubt that the gateway's log shows a charge for."""
+"""The `proof` of a job in doubt that was charged, as the gateway's log or its response shows."""
 
 
 @attrs.frozen(kw_only=True)
@@ -151,7 +151,7 @@ class Job:
     #: Keyed hash of the prompt, as `hash_prompts` returns it; None without a prompt.
     prompt_hash: str | None = None
     #: What settled the last doubt, such as "person"; None if nothing did. For a job in doubt,
-    #: "charge" if the gateway's log shows that it was charged.
+    #: "charge" if the gateway's log, or its response, shows that it was charged.
     proof: str | None = None
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The steps of one submission in the journal: written before and after it is sent."""
 
+import asyncio
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
@@ -8,14 +10,14 @@ import attrs
 from fuhu_runway._clock import Clock
 from fuhu_runway.errors import (
     Fate,
-    JournalError,
+    NoReply,
     OutOfCredits,
     RunwayError,
     SubmissionInDoubt,
     Unauthorized,
 )
-from fuhu_runway.hooks import LOGGER
-from fuhu_runway.journal import Job, JobState, Plan, fits
+from fuhu_runway.hooks import Hooks, SubmissionUnrecorded
+from fuhu_runway.journal import CHARGE, Job, JobState, Plan
 
 if TYPE_CHECKING:
     from .sessions import Sessions
@@ -44,6 +46,7 @@ class Entry:
     journal: Steps
     key: str
     clock: Clock
+    hooks: Hooks
     #: The W3C Trace Context of the submission.
     traceparent: str | None = None
     #: The number of the attempt that was sent last; None before, and for a job of another process.
@@ -58,47 +61,61 @@ class Entry:
     async def accepted(self, task_id: str, at: float | None = None, **changes: Any) -> None:
         """Write the gateway's id of the task, which it accepted now or at an earlier instant."""
         now, changes = self.clock.wall() if at is None else at, {"task_id": task_id, **changes}
-        await self._write(JobState.ACCEPTED, now, changes, f"task {task_id}")
+        await self._write(JobState.ACCEPTED, now, changes)
 
-    async def failed(self, error: RunwayError) -> None:
+    async def failed(self, error: BaseException) -> None:
         """Write why there is no task. If it is in doubt, also the id in the damaged response."""
-        to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
-        if isinstance(error, OutOfCredits | Unauthorized):
-            to = JobState.PLANNED  # the request itself is not rejected
-        name, code = type(error).__name__, getattr(error, "code", None)
-        changes: dict[str, Any] = {
-            "error": name,
+        to, name = JobState.IN_DOUBT, type(error).__name__
+        changes: dict[str, Any] = {}
+        if isinstance(error, RunwayError):
+            to = _AFTER[getattr(error, "fate", Fate.REJECTED)]
+            if isinstance(error, OutOfCredits | Unauthorized):
+                to = JobState.PLANNED  # the request itself is not rejected
+            code = getattr(error, "code", None)
             # The gateway may put any text here, such as a sentence that quotes the prompt.
-            "code": code if code and _CODE.fullmatch(code) else None,
-        }
-        if to is JobState.IN_DOUBT and fits(error.task_id):
-            changes["task_id"] = error.task_id
-        await self._write(to, self.clock.wall(), changes, name)
+            changes["code"] = code if code and _CODE.fullmatch(code) else None
+            if to is JobState.IN_DOUBT:
+                changes["task_id"] = error.task_id
+        elif isinstance(error, asyncio.CancelledError):
+            name = NoReply.__name__  # it was cut off
+        await self._write(to, self.clock.wall(), {"error": name, **changes})
 
-    async def _write(self, to: JobState, now: float, changes: dict[str, Any], outcome: str) -> None:
-        """Write an outcome. The outcome matters more: an error of the journal is only logged."""
+    async def _write(self, to: JobState, now: float, changes: dict[str, Any]) -> None:
+        """
+        Write an outcome; if the journal refuses it, the job is in doubt, and no longer in flight.
+
+        The outcome matters more than its row, so an error of the journal is only an event.
+        """
         try:
             await self.journal.step(self.key, to, now, attempt=self.attempt, **changes)
-        except JournalError as fault:
-            # The row still says SUBMITTING, which is in doubt once the journal is closed.
-            LOGGER.error(
-                "The journal could not record how a submission ended (%s): %s",
-                outcome,
-                fault.happened,
-            )
+        except Exception as fault:  # noqa: BLE001  (whatever it is, the outcome stands)
+            reason = fault.happened if isinstance(fault, RunwayError) else type(fault).__name__
+            task_id, error = changes.get("task_id"), changes.get("error")
+            self.hooks.emit(SubmissionUnrecorded(self.key, reason, task_id, error))
+            # A database that cannot be reached cannot record a doubt either.
+            if self.attempt is None or isinstance(fault.__cause__, ConnectionError):
+                return
+            doubt = {"error": error or type(fault).__name__, "code": changes.get("code")}
+            if to is JobState.ACCEPTED:
+                doubt["proof"] = CHARGE  # it must never be settled as not accepted
+            with suppress(Exception):
+                await self.journal.step(
+                    self.key, JobState.IN_DOUBT, now, attempt=self.attempt, **doubt
+                )
 
 
 async def entry_for(
     sessions: "Sessions", plan: Plan, traceparent: str | None, *, is_new: bool
 ) -> Entry:
     """Return the row of a submission, planned in the journal if it is new."""
-    clock, journal = sessions.settings.clock, sessions.journal
+    clock, hooks, journal = sessions.settings.clock, sessions.hooks, sessions.journal
     if journal is None:
-        return Entry(sessions.memory.row(plan, clock.wall()), plan.key, clock, traceparent)
+        row = sessions.memory.row(plan, clock.wall())
+        return Entry(row, plan.key, clock, hooks, traceparent)
     await sessions.recall()
     if is_new:
         await journal.plan(plan, clock.wall())
-    return Entry(journal, plan.key, clock, traceparent)
+    return Entry(journal, plan.key, clock, hooks, traceparent)
 
 
 def in_doubt_of(job: Job) -> SubmissionInDoubt:

@@ -12,6 +12,7 @@ import contextvars
 import itertools
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -26,7 +27,6 @@ from fuhu_runway._wire.encode import Reply, Request, build
 from fuhu_runway._wire.tables import SUBMITS, feed_of
 from fuhu_runway.errors import (
     Fate,
-    JournalError,
     NoReply,
     RunwayError,
     SubmissionInDoubt,
@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from fuhu_runway._addresses import Address
 
     from .sessions import Sessions
+
+CUT_OFF: Final = 1.0
+"""How long the end of a program waits for the row of a request that it cuts off, in seconds; if
+more, it ends later while its database cannot be reached."""
 
 _NUMBERS: Final = itertools.count(1)
 
@@ -121,7 +125,6 @@ class Submission:
                         continue
                     except RunwayError as error:
                         if self.fate is Fate.UNKNOWN:
-                            sessions.reconciler.ahead[plan.key] = self.ahead
                             found = await self._search(plan.key)
                             if found is None:
                                 raise in_doubt(error) from error
@@ -188,22 +191,35 @@ class Submission:
             self.fate = Fate.UNKNOWN
             try:
                 await entry.sending()
-            except JournalError:
+            except Exception:
                 self.fate = Fate.UNSENT
                 raise
             self.sent_at = self.sent_at or sessions.settings.clock.now()
             self.ahead = ahead(sessions.settings.clock)
-            sessions.hooks.emit(events.SubmissionSent(self.number, attempt))
             try:
+                sessions.hooks.emit(events.SubmissionSent(self.number, attempt))
                 record = await transport.send_and_read(wire, self._read, sent_at)
-            except RunwayError as error:
-                await entry.failed(error)
-                self.fate = getattr(error, "fate", Fate.UNSENT)
+            except BaseException as error:
+                await self._failed(entry, error)
                 raise
             await entry.accepted(record.task_id)
             if self.address is not None:
                 self.address.answered(record.task_id)
             return record
+
+    async def _failed(self, entry: Entry, error: BaseException) -> None:
+        """Record an attempt that ended without a task; a defect says nothing about the request."""
+        if isinstance(error, GeneratorExit):
+            return  # its loop is gone, so nothing can be awaited
+        fate = getattr(error, "fate", Fate.UNSENT) if isinstance(error, RunwayError) else self.fate
+        if fate is Fate.UNKNOWN:
+            self.sessions.reconciler.ahead[entry.key] = self.ahead
+        # The end of a program must not wait for a database; what is queued is written without it.
+        limit = None if isinstance(error, Exception) else CUT_OFF
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await entry.failed(error)
+        self.fate = fate
 
     def _read(self, reply: Reply) -> TaskRecord:
         """Parse the response, and keep the id at once, so that no cancellation loses it."""

@@ -219,7 +219,7 @@ async def search(
             continue
         origin = Origin(clock.now(), address.custom_id, address.tag)
         sessions.settings.unfinished.accepted((FEED, task_id), origin)
-        entry = Entry(ledger, address.job, clock)
+        entry = Entry(ledger, address.job, clock, sessions.hooks)
         await entry.accepted(task_id, address.made_at, proof="webhook")
         return record
     return None

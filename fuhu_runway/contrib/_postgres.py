@@ -139,7 +139,7 @@ REASONS: Final[Mapping[str, str]] = {
 """libpq's messages about failed connections, in words without addresses; the first that fits."""
 
 
-class Unreachable(Exception):
+class Unreachable(ConnectionError):
     """The database was reached before, and cannot be reached now."""
 
     def __init__(self, reason: str) -> None:
@@ -403,11 +403,6 @@ def _performed(db: Connection, action: Action[T]) -> T:
     try:
         sql, values = next(action)
         while True:
-            for name, value in values.items():
-                if isinstance(value, str) and "\0" in value:
-                    raise journal_error(
-                        f"The journal cannot hold this {name}.", "Use text without NUL."
-                    )
             if sql is actions.LOCK:
                 db.execute("BEGIN")
             cursor = db.execute(translated(sql), values)

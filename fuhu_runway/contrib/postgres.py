@@ -3,8 +3,8 @@ A journal in a Postgres database, which several machines share. Needs the extra 
 
 Rule 1: one statement moves a job from PLANNED to SUBMITTING, and only for the process that took
 charge of it last.
-Rule 2: writing an outcome is retried until it succeeds or is refused; then the job is in doubt. A
-step before a request is given up after a while, since nothing was sent.
+Rule 2: writing an outcome is retried until it succeeds or is refused. A step before a request is
+given up after a while, since nothing was sent.
 """
 
 import itertools
@@ -15,7 +15,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, ClassVar, Final, TypeVar
 
 import attrs
@@ -23,8 +22,7 @@ import attrs
 from fuhu_runway._journal.actions import Action, nothing
 from fuhu_runway._journal.notes import Note, write
 from fuhu_runway._journal.writer import Call, Calls, report
-from fuhu_runway.errors import JournalError
-from fuhu_runway.journal import BaseJournal, Job, JobState, Plan, nth
+from fuhu_runway.journal import BaseJournal, Job, Plan, nth
 
 from ._postgres import Link, Unreachable, options_of, unreachable
 
@@ -136,24 +134,6 @@ class PostgresJournal(BaseJournal):
         self._seen[mark] += 1
         return await self.plan(attrs.evolve(plan, key=nth(mark, self._seen[mark])), now)
 
-    async def step(
-        self, key: str, to: JobState, now: float, *, attempt: int | None = None, **changes: Any
-    ) -> Job:
-        """
-        Move a job to its next state, and return the row; see `BaseJournal.step`.
-
-        If the database refuses the outcome of a submission, such as an id with a NUL character, the
-        job is in doubt. Otherwise it would be in flight as long as this process lives.
-        """
-        try:
-            return await super().step(key, to, now, attempt=attempt, **changes)
-        except JournalError as error:
-            if attempt is not None and not isinstance(error.__cause__, Unreachable):
-                why = changes.get("error") or type(error).__name__
-                with suppress(JournalError):
-                    await super().step(key, JobState.IN_DOUBT, now, attempt=attempt, error=why)
-            raise
-
     def _write(self, note: Note) -> None:
         self._writer.send(Call(_Notes([note])))
 
@@ -212,7 +192,7 @@ class PostgresJournal(BaseJournal):
                 kept.append(call)
                 continue
             error = unreachable(self.name, fault.reason)
-            error.__cause__ = fault  # what the database refuses has another cause
+            error.__cause__ = fault  # what the database refuses has none
             report([(call, None, error)])
             if task.is_unclear and task.undo is not None and until == math.inf:
                 kept.append(Call(_Task(task.undo, is_outcome=True)))

@@ -93,6 +93,36 @@ asyncio.run(main())
 """
 
 
+CLOSED_IN_FLIGHT = """
+import gc
+is_sent = asyncio.Event()
+
+def listen(event):
+    if isinstance(event, hooks.SubmissionSent):
+        is_sent.set()
+    if isinstance(event, hooks.SubmissionDoubted):
+        print(event.error, flush=True)
+
+client = Client(hooks=[listen], journal="{folder}/run.db")
+
+async def lose():
+    asyncio.create_task(client.generate("a marked kitten"))
+    await is_sent.wait()
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(lose())
+loop.close()
+del loop
+
+async def main():
+    async with client:
+        await client.generate("a puppy")
+        gc.collect()
+
+asyncio.run(main())
+"""
+
+
 @pytest.mark.parametrize(
     "source",
     [THREE_RUNS, THREE_RUNS_WITH, TWO_LOOPS_AT_ONCE],
@@ -128,3 +158,11 @@ async def test_a_loop_that_is_closed_during_a_search(gateway: Simulator) -> None
     gateway.fault("tasks", faults.not_json())
     ended = await programs.run(gateway, CLOSED_DURING_A_SEARCH)
     assert ended.words == [task.task_id for task in gateway.tasks], ended.complaints
+
+
+async def test_a_loop_that_is_closed_during_a_request(gateway: Simulator, tmp_path: Path) -> None:
+    """Nothing can be awaited any more, and nothing is: the request is in doubt."""
+    gateway.script("a marked kitten", faults=[faults.on("submit", faults.Hang(accepted=True))])
+    ended = await programs.run(gateway, CLOSED_IN_FLIGHT.format(folder=tmp_path))
+    assert ended.words == ["GeneratorExit"], ended.complaints
+    assert "coroutine ignored" not in ended.complaints

@@ -1,5 +1,6 @@
 """What is true of every journal, in a file or in a database."""
 
+import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 import pytest
+from support.clients import EventRecorder
 from support.clock import ManualClock
 from support.jobs import (
     ACCEPTED,
@@ -30,6 +32,7 @@ from fuhu_runway._journal.notes import note_of, write
 from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import (
     Fate,
+    GatewayDown,
     InvalidRequest,
     JournalError,
     NoReply,
@@ -42,6 +45,8 @@ from fuhu_runway.hooks import (
     ClipHandedOut,
     DownloadFinished,
     DownloadStarted,
+    Hooks,
+    SubmissionUnrecorded,
     TaskSubmitted,
 )
 from fuhu_runway.journal import (
@@ -389,7 +394,7 @@ async def test_a_submission_that_failed_is_written_by_its_fate(
 ) -> None:
     """The fate of a failed request decides if its job is PLANNED, FAILED or IN_DOUBT."""
     await journal.plan(wanted(), NOW)
-    entry = Entry(journal, "k", ManualClock())
+    entry = Entry(journal, "k", ManualClock(), Hooks())
     await entry.sending()
     await entry.failed(error)
     job = await journal.find("k")
@@ -398,24 +403,113 @@ async def test_a_submission_that_failed_is_written_by_its_fate(
     assert job.code == getattr(error, "code", None)
 
 
-@pytest.mark.parametrize(("task_id", "written"), [("t-1", "t-1"), (None, None), ("t-\ud800", None)])
+@pytest.mark.parametrize("task_id", ["t-1", None])
 async def test_a_doubt_keeps_the_task_id_of_a_damaged_response(
-    journal: BaseJournal, task_id: str | None, written: str | None
+    journal: BaseJournal, task_id: str | None
 ) -> None:
     """The id from a damaged response is in the row, and the job is found by it."""
     await journal.plan(wanted(), NOW)
-    entry = Entry(journal, "k", ManualClock())
+    entry = Entry(journal, "k", ManualClock(), Hooks())
     await entry.sending()
     await entry.failed(NoReply("a", "b", "c", task_id, None, Fate.UNKNOWN))
     (job,) = await journal.jobs()
-    assert (job.state, job.error, job.task_id) == (IN_DOUBT, "NoReply", written)
-    assert await journal.find("t-1") == (job if written else None)
+    assert (job.state, job.error, job.task_id) == (IN_DOUBT, "NoReply", task_id)
+    assert await journal.find("t-1") == (job if task_id else None)
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [(ZeroDivisionError(), "ZeroDivisionError"), (asyncio.CancelledError(), "NoReply")],
+)
+async def test_what_is_not_our_error_leaves_a_doubt(
+    journal: BaseJournal, error: BaseException, name: str
+) -> None:
+    """A defect, or the end of the loop, says nothing about a request that was sent."""
+    await journal.plan(wanted(), NOW)
+    entry = Entry(journal, "k", ManualClock(), Hooks())
+    await entry.sending()
+    await entry.failed(error)
+    (job,) = await journal.jobs()
+    assert (job.state, job.error, job.code, job.task_id) == (IN_DOUBT, name, None, None)
+
+
+UNFIT: Final = ["t-\ud800", "t-\0"]
+"""Texts that no journal can hold."""
+
+
+@pytest.mark.parametrize("task_id", UNFIT)
+async def test_an_accepted_job_whose_id_cannot_be_written_is_in_doubt(
+    journal: BaseJournal, task_id: str
+) -> None:
+    """It is no longer in flight, and cannot be settled as not accepted; an event has the id."""
+    await journal.plan(wanted(), NOW)
+    recorder = EventRecorder()
+    entry = Entry(journal, "k", ManualClock(), Hooks([recorder]))
+    await entry.sending()
+    await entry.accepted(task_id)
+    (job,) = await journal.jobs()
+    assert (job.state, job.task_id, job.error) == (IN_DOUBT, None, "JournalError")
+    assert (job.proof, await journal.in_flight()) == (CHARGE, 0)
+    reason = "The journal cannot hold this task_id."
+    assert recorder.events == [SubmissionUnrecorded("k", reason, task_id)]
+
+
+@pytest.mark.parametrize("task_id", UNFIT)
+async def test_a_doubt_whose_id_cannot_be_written_keeps_the_rest(
+    journal: BaseJournal, task_id: str
+) -> None:
+    """The row has the error and the code, and an event has the id."""
+    await journal.plan(wanted(), NOW)
+    recorder = EventRecorder()
+    entry = Entry(journal, "k", ManualClock(), Hooks([recorder]))
+    await entry.sending()
+    unclear = {"code": "insert_task_failed", "fate": Fate.UNKNOWN}
+    await entry.failed(GatewayDown("a", "b", "c", task_id, **unclear))
+    (job,) = await journal.jobs()
+    assert (job.state, job.task_id, job.error) == (IN_DOUBT, None, "GatewayDown")
+    assert (job.code, job.proof) == ("insert_task_failed", None)
+    (event,) = recorder.all(SubmissionUnrecorded)
+    assert (event.task_id, event.error) == (task_id, "GatewayDown")
+
+
+async def test_a_late_outcome_that_is_refused_changes_nothing(journal: BaseJournal) -> None:
+    """What the journal refuses of an earlier attempt does not put a later one in doubt."""
+    await journal.plan(wanted(), NOW)
+    late = Entry(journal, "k", ManualClock(), Hooks())
+    await late.sending()
+    await journal.step("k", PLANNED, NOW)
+    await journal.step("k", SUBMITTING, NOW)
+    await late.accepted("t-\0")
+    assert [job.state for job in await journal.jobs()] == [SUBMITTING]
+
+
+async def test_a_webhook_whose_id_cannot_be_written_leaves_the_doubt(
+    journal: BaseJournal,
+) -> None:
+    """Nothing was sent by this entry: the row stays as it is, and an event has the id."""
+    before = await job_at(journal, IN_DOUBT)
+    recorder = EventRecorder()
+    entry = Entry(journal, "k", ManualClock(), Hooks([recorder]))
+    await entry.accepted("t-\0", NOW, proof="webhook")
+    assert await journal.jobs() == [before]
+    assert [event.task_id for event in recorder.all(SubmissionUnrecorded)] == ["t-\0"]
+
+
+async def test_the_end_of_a_task_without_a_row_is_no_error(
+    journal: BaseJournal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No row can have such an id, so there is nothing to write."""
+    before = await job_at(journal, ACCEPTED)
+    for task_id in UNFIT:
+        journal.note(settled(TaskState.SUCCEEDED, task_id))
+    await journal.flush()
+    assert (await journal.jobs(), caplog.messages) == ([before], [])
 
 
 async def test_a_refused_job_has_no_task(journal: BaseJournal) -> None:
     """Only jobs that are in doubt or accepted have a task."""
     await journal.plan(wanted(), NOW)
-    entry = Entry(journal, "k", ManualClock())
+    entry = Entry(journal, "k", ManualClock(), Hooks())
     await entry.sending()
     await entry.failed(InvalidRequest("a", "b", "c", "t-1", fate=Fate.REJECTED))
     (job,) = await journal.jobs()
@@ -441,7 +535,7 @@ async def test_only_a_code_is_written_as_a_code(
 ) -> None:
     """A gateway may put a sentence that quotes the prompt where a code belongs."""
     await journal.plan(wanted(), NOW)
-    entry = Entry(journal, "k", ManualClock())
+    entry = Entry(journal, "k", ManualClock(), Hooks())
     await entry.sending()
     await entry.failed(InvalidRequest("a", "b", "c", code=code, fate=Fate.REJECTED))
     (job,) = await journal.jobs()
@@ -451,7 +545,7 @@ async def test_only_a_code_is_written_as_a_code(
 async def test_a_submission_that_was_accepted_has_its_id(journal: BaseJournal) -> None:
     """The row is SUBMITTING while the request is in flight, and has the id afterwards."""
     await journal.plan(wanted(), NOW)
-    entry = Entry(journal, "k", ManualClock(unix=99.0))
+    entry = Entry(journal, "k", ManualClock(unix=99.0), Hooks())
     await entry.sending()
     assert await journal.counts() == dict.fromkeys(JobState, 0) | {SUBMITTING: 1}
     await entry.accepted("t-1")
@@ -473,13 +567,14 @@ WRONG: Final[dict[str, Callable[[BaseJournal], Awaitable[Any]]]] = {
     "file_bytes": lambda journal: journal.step("k", ACCEPTED, NOW, file_bytes=-(2**63) - 1),
     "points": lambda journal: journal.step("k", ACCEPTED, NOW, points=object()),
     "now": lambda journal: journal.step("k", ACCEPTED, 2**64),
-    "name": lambda journal: journal.find("\ud800"),
+    "proof": lambda journal: journal.resolve("k", task_id="t-1", proof="\ud800"),
+    "tag": lambda journal: journal.plan(wanted(tag="a\0b"), NOW),
 }
 
 
 @pytest.mark.parametrize("field", WRONG)
 async def test_a_value_that_no_journal_can_hold_is_named(journal: BaseJournal, field: str) -> None:
-    """Lone surrogates, large numbers and objects are an error that names the field."""
+    """NUL, lone surrogates, large numbers and objects are an error that names the field."""
     before = await job_at(journal, SUBMITTING)
     with pytest.raises(JournalError, match=f"cannot hold this {field}") as caught:
         await WRONG[field](journal)
@@ -498,7 +593,12 @@ async def test_an_instant_that_no_journal_can_hold_is_named(
 
 
 @pytest.mark.parametrize(
-    "act", [lambda j, key: j.forget(key), lambda j, key: j.step(key, PLANNED, NOW)]
+    "act",
+    [
+        lambda j, key: j.forget(key),
+        lambda j, key: j.step(key, PLANNED, NOW),
+        lambda j, key: j.charge(key),
+    ],
 )
 async def test_a_key_that_no_journal_can_hold_is_named(
     journal: BaseJournal, act: Callable[[Journal, str], Awaitable[Any]]
@@ -506,6 +606,12 @@ async def test_a_key_that_no_journal_can_hold_is_named(
     """In each method that takes a key, the error names the key."""
     with pytest.raises(JournalError, match="cannot hold this key"):
         await act(journal, "\ud800")
+
+
+@pytest.mark.parametrize("name", UNFIT)
+async def test_no_job_has_a_name_that_no_journal_can_hold(journal: BaseJournal, name: str) -> None:
+    """Gateways list tasks with any id: looking for one is no error."""
+    assert await journal.find(name) is None
 
 
 @pytest.mark.parametrize("name", ["state", "unheard_of", "points = 1, error"])

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.clock import until
+from support.clients import EventRecorder
+from support.clock import ManualClock, until
 from support.jobs import (
     ACCEPTED,
     FAILED,
@@ -31,9 +32,17 @@ from support.relays import Relay, relay_to
 
 from fuhu_runway import Client
 from fuhu_runway._journal import actions, base
+from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import JournalError, JournalTooNew, UsageError
-from fuhu_runway.hooks import ClipHandedOut, DownloadFinished, DownloadStarted, TaskSubmitted
-from fuhu_runway.journal import Job, JobState, journal_at, plan_of
+from fuhu_runway.hooks import (
+    ClipHandedOut,
+    DownloadFinished,
+    DownloadStarted,
+    Hooks,
+    SubmissionUnrecorded,
+    TaskSubmitted,
+)
+from fuhu_runway.journal import CHARGE, Job, JobState, journal_at, plan_of
 from fuhu_runway.models import TaskState, TextToVideo
 
 psycopg = pytest.importorskip("psycopg")
@@ -430,38 +439,20 @@ async def test_a_user_without_rights_gets_an_error(database_url: str) -> None:
         run("DROP ROLE fuhu_nobody", database_url)
 
 
-@pytest.mark.parametrize(
-    ("to", "changes", "error"),
-    [
-        (ACCEPTED, {"task_id": "a\0b"}, "JournalError"),
-        (ACCEPTED, {"task_id": "".join(map(chr, range(256, 9000)))}, "JournalError"),
-        (IN_DOUBT, {"task_id": "a\0b", "error": "UnreadableReply"}, "UnreadableReply"),
-    ],
-)
-async def test_an_outcome_that_no_row_can_hold_leaves_a_doubt(
-    journal: PostgresJournal,
-    other: PostgresJournal,
-    to: JobState,
-    changes: dict[str, Any],
-    error: str,
+async def test_an_id_that_no_index_can_hold_leaves_a_doubt(
+    journal: PostgresJournal, other: PostgresJournal
 ) -> None:
-    """A job whose id the database refuses is in doubt, no longer in flight: it may be paid for."""
-    job = await job_at(journal, SUBMITTING)
-    with pytest.raises(JournalError):
-        await journal.step("k", to, NOW, attempt=job.submissions, **changes)
+    """A job whose id the database refuses is in doubt, no longer in flight: it is paid for."""
+    await journal.plan(wanted(), NOW)
+    recorder = EventRecorder()
+    entry = Entry(journal, "k", ManualClock(), Hooks([recorder]))
+    await entry.sending()
+    await entry.accepted("".join(map(chr, range(256, 9000))))
     [doubt] = await other.jobs()
-    assert (doubt.state, doubt.task_id, doubt.error) == (IN_DOUBT, None, error)
+    assert (doubt.state, doubt.task_id, doubt.proof) == (IN_DOUBT, None, CHARGE)
     assert await other.in_flight() == 0
-
-
-async def test_a_late_outcome_that_is_refused_changes_nothing(journal: PostgresJournal) -> None:
-    """What the database refuses of an earlier attempt does not put a later one in doubt."""
-    await job_at(journal, SUBMITTING)
-    await journal.step("k", PLANNED, NOW, attempt=1)
-    await journal.step("k", SUBMITTING, NOW)
-    with pytest.raises(JournalError, match="cannot hold this task_id"):
-        await journal.step("k", ACCEPTED, NOW, attempt=1, task_id="a\0b")
-    assert [job.state for job in await journal.jobs()] == [SUBMITTING]
+    [event] = recorder.all(SubmissionUnrecorded)
+    assert "program limit exceeded (54000)" in event.reason
 
 
 async def test_a_refused_value_breaks_nothing(journal: PostgresJournal) -> None:
@@ -613,6 +604,23 @@ async def test_closing_gives_up_what_cannot_be_written(
     assert job is not None
     assert job.state is SUBMITTING
     assert (await journal.plan(wanted(), NOW)).state is IN_DOUBT
+
+
+async def test_an_outcome_that_was_given_up_does_not_open_a_journal_again(relay: Relay) -> None:
+    """A doubt cannot be written either; the id of the task is in an event."""
+    away = await started(relay.url, wait=0.0)
+    await away.plan(wanted(), NOW)
+    recorder = EventRecorder()
+    entry = Entry(away, "k", ManualClock(), Hooks([recorder]))
+    await entry.sending()
+    relay.cut()
+    tries = relay.tries
+    writing = asyncio.create_task(entry.accepted("t-1"))
+    await until(lambda: relay.tries > tries)
+    await away.aclose()
+    await writing
+    assert [event.task_id for event in recorder.all(SubmissionUnrecorded)] == ["t-1"]
+    assert repr(away).endswith("closed>")
 
 
 async def test_closing_waits_for_the_database(relay: Relay, journal: PostgresJournal) -> None:

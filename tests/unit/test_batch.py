@@ -36,7 +36,7 @@ from fuhu_runway.errors import (
     UsageError,
     WaitTimeout,
 )
-from fuhu_runway.hooks import DownloadFinished, TaskSettled
+from fuhu_runway.hooks import DownloadFinished, Hooks, TaskSettled
 from fuhu_runway.items import Item, Outcome, Source, Summary, item_of
 from fuhu_runway.journal import Job, JobState, Journal, Plan, fingerprint, nth, plan_of
 from fuhu_runway.models import ActOne, Generation, ImageToVideo, TaskRecord, TaskState, TextToVideo
@@ -172,7 +172,9 @@ class FakeClient:
         if custom_id is not None and self.journal:
             plan = plan_of(request, f"id:{custom_id}", custom_id)
         prompt = getattr(request, "prompt", "") or ""
-        entry = Entry(self.journal, plan.key, self._clock) if self.journal and plan else None
+        entry = (
+            Entry(self.journal, plan.key, self._clock, Hooks()) if self.journal and plan else None
+        )
         if entry:
             await entry.sending()
         await self.pause("submit", prompt)

@@ -193,6 +193,7 @@ LEVELS = {
     "SubmissionFailed": logging.INFO,
     "SubmissionDoubted": logging.WARNING,
     "SubmissionUnclaimed": logging.WARNING,
+    "SubmissionUnrecorded": logging.ERROR,
     "DoubtsFound": logging.WARNING,
     "TaskAttached": logging.DEBUG,
     "RetryScheduled": logging.INFO,
@@ -223,7 +224,7 @@ LEVELS = {
 
 
 def test_what_happens_all_the_time_is_for_debugging_only() -> None:
-    """Steps on the way are debug lines, what asks for attention is a warning, the rest is info."""
+    """Steps on the way are debug lines, what asks for attention is a warning or an error."""
     assert {type(event).__name__: event.level for event in EVENTS} == LEVELS
     assert Event.level == logging.DEBUG
 

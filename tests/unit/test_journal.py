@@ -734,18 +734,6 @@ async def test_a_cancelled_caller_leaves_it_usable(journal: Journal) -> None:
     assert [job.key for job in await journal.jobs()] == ["gone", "stays"]
 
 
-# Values
-
-
-async def test_a_file_keeps_zeros_in_text(journal: Journal) -> None:
-    """A key and a name may hold them."""
-    await journal.plan(wanted("a\0b", custom_id="my a\0b"), NOW)
-    for name in ("a\0b", "my a\0b"):
-        job = await journal.find(name)
-        assert job is not None
-        assert (job.key, job.custom_id) == ("a\0b", "my a\0b")
-
-
 # Salt
 
 

@@ -13,7 +13,7 @@ from support.clock import ManualClock
 from fuhu_runway._journal.schema import SCHEMA_VERSION
 from fuhu_runway._session.entry import Entry
 from fuhu_runway.errors import JournalError
-from fuhu_runway.hooks import DownloadFinished
+from fuhu_runway.hooks import DownloadFinished, Hooks
 from fuhu_runway.journal import Job, JobState, Journal, Plan, plan_of
 from fuhu_runway.models import TextToVideo
 
@@ -224,7 +224,7 @@ async def test_a_submission_leaves_its_trace(path: Path, make: Any) -> None:
     await journal.plan(Plan(key="new", fingerprint="h", endpoint="TextToVideo"), clock.wall())
     traces = []
     for trace in (TRACE, None):
-        await Entry(journal, "new", clock, trace).sending()
+        await Entry(journal, "new", clock, Hooks(), trace).sending()
         job = await journal.step("new", JobState.PLANNED, clock.wall())
         traces.append(job.traceparent)
     await journal.aclose()

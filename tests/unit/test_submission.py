@@ -24,9 +24,10 @@ from fuhu_runway.hooks import (
     SubmissionSent,
     SubmissionStarted,
     SubmissionUnclaimed,
+    SubmissionUnrecorded,
     TaskSubmitted,
 )
-from fuhu_runway.journal import JobState, Journal, hash_prompt, plan_of
+from fuhu_runway.journal import Job, JobState, Journal, hash_prompt, plan_of
 from fuhu_runway.models import Limits, TextToVideo
 from fuhu_runway.testing import Simulator, faults
 
@@ -184,23 +185,125 @@ async def test_a_doubt_names_the_task_that_its_answer_named() -> None:
     assert [event.task_id for event in recorder.all(SubmissionDoubted)] == ["t-1"]
 
 
+class Stop(BaseException):
+    """Not an error, as what ends a program."""
+
+
+@pytest.mark.parametrize("has_journal", [True, False])
+@pytest.mark.parametrize("kind", [ZeroDivisionError, Stop])
 async def test_a_defect_after_the_sending_is_a_doubt(
-    gateway: Simulator, monkeypatch: pytest.MonkeyPatch
+    gateway: Simulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException],
+    has_journal: bool,
 ) -> None:
-    """The error is raised as it is, and the name is not free to pay again."""
+    """It is raised as it is, the row is in doubt at once, and the name is not free to pay again."""
 
     def broken(_: object) -> None:
-        raise ZeroDivisionError
+        raise kind
 
-    recorder = EventRecorder()
-    async with quick_client(gateway, hooks=[recorder]) as client:
+    recorder, path = EventRecorder(), tmp_path / "run.db" if has_journal else None
+    async with quick_client(gateway, hooks=[recorder], journal=path) as client:
         monkeypatch.setattr(submission, "read_task", broken)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(kind):
             await client.generate(PROMPT, custom_id="order 7")
+        [job] = await client._sessions.ledger.jobs()
+        assert (job.state, job.error) == (JobState.IN_DOUBT, kind.__name__)
         with pytest.raises(SubmissionInDoubt):
             await client.generate(PROMPT, custom_id="order 7")
-    assert [event.error for event in recorder.all(SubmissionDoubted)] == ["ZeroDivisionError"]
+    assert [event.error for event in recorder.all(SubmissionDoubted)] == [kind.__name__]
     assert gateway.submitted == 1
+
+
+async def test_a_listener_that_ends_the_program_leaves_a_doubt(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """It did so between the row and the request, so the row may not say that it was not sent."""
+
+    def stopping(event: Event) -> None:
+        if isinstance(event, SubmissionSent):
+            raise Stop
+
+    async with quick_client(gateway, hooks=[stopping], journal=tmp_path / "run.db") as client:
+        with pytest.raises(Stop):
+            await client.generate(PROMPT)
+        assert client.journal is not None
+        assert await client.journal.in_flight() == 0
+        assert [job.state for job in await client.journal.jobs()] == [JobState.IN_DOUBT]
+
+
+class Broken(Journal):
+    """A journal with a defect, which shows before anything is sent."""
+
+    async def step(self, key: str, to: JobState, now: float, **changes: Any) -> Job:
+        raise ZeroDivisionError
+
+
+async def test_a_defect_before_the_sending_is_no_doubt(gateway: Simulator, tmp_path: Path) -> None:
+    """Nothing was sent, so nothing was charged, and the same name may be submitted."""
+    recorder = EventRecorder()
+    journal = Broken(tmp_path / "run.db")
+    async with quick_client(gateway, hooks=[recorder], journal=journal) as client:
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                await client.generate(PROMPT, custom_id="order 7")
+    await journal.aclose()
+    assert [event.fate for event in recorder.all(SubmissionFailed)] == [Fate.UNSENT] * 2
+    assert recorder.all(SubmissionDoubted) == []
+
+
+class Defective(Journal):
+    """A journal with a defect, which shows once something was sent."""
+
+    async def step(self, key: str, to: JobState, now: float, **changes: Any) -> Job:
+        if to is not JobState.SUBMITTING:
+            raise ZeroDivisionError
+        return await super().step(key, to, now, **changes)
+
+
+async def test_a_defect_of_the_journal_does_not_hide_the_task(
+    gateway: Simulator, tmp_path: Path
+) -> None:
+    """The outcome matters more than its row: the caller gets the task, and an event says so."""
+    recorder = EventRecorder()
+    journal = Defective(tmp_path / "run.db")
+    async with quick_client(gateway, hooks=[recorder], journal=journal) as client:
+        task = await client.generate(PROMPT)
+        [job] = await journal.jobs()
+    await journal.aclose()
+    unrecorded = SubmissionUnrecorded(job.key, "ZeroDivisionError", task.id)
+    assert recorder.all(SubmissionUnrecorded) == [unrecorded]
+
+
+class Stuck(Journal):
+    """A journal that cannot write what happened, as one whose database is out of reach."""
+
+    async def step(self, key: str, to: JobState, now: float, **changes: Any) -> Job:
+        if to is not JobState.SUBMITTING:
+            await asyncio.Event().wait()
+        return await super().step(key, to, now, **changes)
+
+
+@pytest.mark.usefixtures("virtual")
+@pytest.mark.parametrize(
+    ("kind", "states"), [(Journal, [JobState.IN_DOUBT]), (Stuck, [JobState.SUBMITTING])]
+)
+async def test_a_request_that_is_cut_off_is_in_doubt_at_once(
+    gateway: Simulator, tmp_path: Path, kind: type[Journal], states: list[JobState]
+) -> None:
+    """Its row says so before the journal is closed, but the end of a loop does not wait for it."""
+    gateway.fault("submit", faults.Hang(accepted=True))
+    journal = kind(tmp_path / "run.db")
+    async with quick_client(gateway, journal=journal) as client:
+        submitting = asyncio.ensure_future(client.generate(PROMPT))
+        await until(lambda: gateway.submitted)
+        [flight] = client._sessions.current().transport._in_flight
+        flight.cancel()
+        await asyncio.wait([submitting])
+        assert flight.cancelled()
+        assert [job.state for job in await journal.jobs()] == states
+    await journal.aclose()
 
 
 async def test_a_cancelled_caller_in_doubt_leaves_the_task_in_the_event() -> None:
