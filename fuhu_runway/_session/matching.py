@@ -44,11 +44,12 @@ class Reason(enum.StrEnum):
     LOG_DUE = "the log of the key, which shows what it paid for, cannot be read now"
     UNCLEAR = "a task fits, but the log of the key does not show whether the key paid for it"
     UNCHARGED = "a task fits, but the log of the key shows no charge for it"
-    CHARGED = "the log of the key shows a charge for it"
+    CHARGED = "the log of the key, or its own response, shows a charge for it"
     CUT = "the list of tasks is cut off"
     CLOCK = "the clocks of this machine and of the gateway differ too much"
     SET_BACK = "the clock of this machine was set back after it was sent"
     STRANGER = "a task that nothing accounts for may be it, with another prompt or model"
+    UNRECORDED = "the journal cannot record what happened to it"
     UNPROVEN = "nothing shows that the gateway's records are complete"
 
 

@@ -18,8 +18,8 @@ import attrs
 from fuhu_runway import hooks as events
 from fuhu_runway._clock import ahead
 from fuhu_runway.account import Found, Left, Reconciliation
-from fuhu_runway.errors import NotFound, RunwayError, Unauthorized, UsageError
-from fuhu_runway.journal import Job, JobState
+from fuhu_runway.errors import JournalError, NotFound, RunwayError, Unauthorized, UsageError
+from fuhu_runway.journal import CHARGE, Job, JobState
 from fuhu_runway.models import TaskRecord, TaskState
 
 from .listings import ListReader, sent_of
@@ -51,6 +51,11 @@ class Search:
     #: Set when it ends.
     ended: asyncio.Event = attrs.field(factory=asyncio.Event)
     task_id: str | None = None
+
+    def end(self, task_id: str | None = None) -> None:
+        """End it, with or without a task; called in any thread."""
+        self.task_id = task_id
+        self.loop.call_soon_threadsafe(self.ended.set)
 
 
 class Reconciler:
@@ -164,7 +169,11 @@ class Reconciler:
             # In its own task: a cancelled caller must not leave a decision that took no effect.
             settling = session.follow(self._settle(sessions, session, job, verdict, lists.offset))
             is_ours = await asyncio.shield(settling)
-            if is_ours:  # pragma: no branch  (coverage loses it after an error)
+            if is_ours is None:
+                ids = () if task is None else (task.task_id,)
+                is_charged = job.proof == CHARGE
+                left.append(Left(job.key, Reason.UNRECORDED, ids, is_charged, job.custom_id))
+            elif is_ours:  # pragma: no branch  (coverage loses it after an error)
                 if task is None:
                     not_accepted.append(job.key)
                 else:
@@ -199,8 +208,12 @@ class Reconciler:
 
     async def _settle(
         self, sessions: "Sessions", session: Session, job: Job, verdict: Verdict, offset: float
-    ) -> bool:
-        """Record a verdict, and follow the task; return False if it was settled meanwhile."""
+    ) -> bool | None:
+        """
+        Record a verdict, and follow the task; return False if it was settled meanwhile.
+
+        Return None if the journal refuses it, such as an id that it cannot hold.
+        """
         ledger, task = sessions.ledger, verdict.task
         clock, emit, proof = sessions.settings.clock, sessions.hooks.emit, str(verdict.proof)
         try:
@@ -212,6 +225,14 @@ class Reconciler:
                 job = await ledger.resolve(job.key, task_id=task.task_id, proof=proof, at=at)
         except UsageError:
             return False  # by a person, a webhook or another process
+        except JournalError as refused:
+            if isinstance(refused.__cause__, ConnectionError):
+                raise  # so would the others be
+            task_id = None if task is None else task.task_id
+            emit(events.SubmissionUnrecorded(job.key, refused.happened, task_id))
+            if search := self._search_for(job.key):
+                search.end()  # it would be refused again in a few seconds
+            return None
         emit(events.DoubtSettled(job.key, proof, job.task_id))
         if task is None:
             if job.custom_id is not None:
@@ -219,8 +240,7 @@ class Reconciler:
             return True
         search = self._search_for(job.key)
         if search is not None:
-            search.task_id = task.task_id
-            search.loop.call_soon_threadsafe(search.ended.set)
+            search.end(task.task_id)
         sessions.keep_found(session, job, is_awaited=search is not None)
         return True
 
