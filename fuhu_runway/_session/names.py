@@ -68,6 +68,10 @@ class Names:
             with self._lock:
                 submission = self._running.get(custom_id)
                 if submission is None or submission.loop.is_closed():
+                    if submission is not None:
+                        # Its loop was closed before it ended, which garbage collection would
+                        # report later: a request in flight is in doubt now.
+                        submission.work.get_coro().close()
                     session = sessions.current()
                     submission = Submission(sessions, session, request, plan, custom_id, tag)
                     submission.start(self._run(submission, custom_id))
