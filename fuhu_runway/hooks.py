@@ -14,6 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, ClassVar, Final
 
 import attrs
@@ -463,7 +464,7 @@ class Hooks:
     def emit(self, event: Event) -> None:
         """Log the event and call every listener; an exception of a listener is logged."""
         if LOGGER.isEnabledFor(event.level):
-            LOGGER.log(event.level, "%s", event, extra={"event": event})
+            _called(_log, event, type(event).__name__)
         for listener, kinds in self._listeners:
             if isinstance(event, kinds):
                 result = _called(listener, event, type(event).__name__)
@@ -482,6 +483,10 @@ class Hooks:
         return None
 
 
+def _log(event: Event) -> None:
+    LOGGER.log(event.level, "%s", event, extra={"event": event})
+
+
 def _called(listener: Callable[[Any], object], argument: Event | int, name: str) -> object:
     """Call a listener; whatever it raises, the caller goes on unless the program is to end."""
     try:
@@ -492,5 +497,6 @@ def _called(listener: Callable[[Any], object], argument: Event | int, name: str)
     # a wait, a submission or a download half-way.
     except BaseException as exc:  # noqa: BLE001
         # The exception's text may quote anything, so only its class is logged.
-        LOGGER.warning("A hook raised %s on %s and was skipped.", type(exc).__name__, name)
+        with suppress(Exception):  # a handler of the log may raise as well
+            LOGGER.warning("A hook raised %s on %s and was skipped.", type(exc).__name__, name)
         return None

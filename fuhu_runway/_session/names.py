@@ -14,7 +14,7 @@ import attrs
 
 from fuhu_runway._http.retry import in_doubt
 from fuhu_runway._waiting.unfinished import Name
-from fuhu_runway.errors import Fate, NoReply, SubmissionInDoubt, copied
+from fuhu_runway.errors import NoReply, SubmissionInDoubt, copied
 from fuhu_runway.journal import JobState, Plan, planned
 from fuhu_runway.models import Generation
 from fuhu_runway.task import Task
@@ -73,7 +73,8 @@ class Names:
             with self._lock:
                 submission = self._running.get(custom_id)
                 if submission is not None and submission.loop.is_closed():
-                    self._cut_off(submission, custom_id)
+                    # It can no longer end by itself; a request in flight is in doubt.
+                    submission.work.get_coro().close()
                     submission = None
                 if submission is None:
                     session = sessions.current()
@@ -90,12 +91,6 @@ class Names:
                 await asyncio.wait([submission.work])
             else:
                 return await submission.joined()
-
-    def _cut_off(self, submission: Submission, custom_id: str) -> None:
-        """Keep the doubt of a submission whose loop was closed before it could end."""
-        if submission.fate is Fate.UNKNOWN and submission.task is None:
-            cut_off = NoReply("Its event loop was closed before the response came.", "", "")
-            self.doubts.setdefault(custom_id, in_doubt(cut_off))
 
     def _end(self, submission: Submission, custom_id: str, _: object) -> None:
         # By now it is recorded whether the request is in doubt, or another thread could find the

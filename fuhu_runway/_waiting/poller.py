@@ -518,7 +518,8 @@ class Poller:
         is_404 = isinstance(error, NotFound) and not 300 <= error.status < 400
         is_unknown = is_404 and not (watch.was_seen or is_new)
         # Some gateways refuse a good key now and then (QuantumNous/new-api, issue 3302).
-        is_refused = isinstance(error, Unauthorized) and watch.was_seen
+        is_known = watch.was_seen or watch.submitted_at is not None
+        is_refused = isinstance(error, Unauthorized) and is_known
         is_first = is_refused and not isinstance(before, Unauthorized)
         if (isinstance(error, HOPELESS) and not is_first) or is_unknown:
             if is_unknown:

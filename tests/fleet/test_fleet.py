@@ -467,7 +467,7 @@ async def test_an_id_that_the_journal_refuses_keeps_no_worker(
     await fleet.enqueue(NAMED[:1])
     async with working(fleet, grace=0.0):
         await happens(lambda: fleet.journal.jobs(JobState.IN_DOUBT))
-    assert "ended (task task\0of-order-1)" in caplog.text
+    assert r'task_id="task\u0000of-order-1"' in caplog.text
     await fleet.enqueue(NAMED[1:])
     async with made(limits=Limits(tasks_in_flight=1)) as other:
         states = {name: job.state for name, job in (await ended(other)).items()}
@@ -485,7 +485,8 @@ async def test_a_journal_that_refuses_everything_keeps_no_worker(
         await until(lambda: gateway.tasks)
         refusing = "CHECK (task_id IS NULL AND state <> 'in doubt')"
         rows(database_url, f"ALTER TABLE fuhu_job ADD {refusing}")
-    assert f"ended (task {gateway.tasks[0].task_id})" in caplog.text
+    unrecorded = [line for line in caplog.messages if line.startswith("SubmissionUnrecorded ")]
+    assert [gateway.tasks[0].task_id in line for line in unrecorded] == [True]
     rows(database_url, "ALTER TABLE fuhu_job DROP CONSTRAINT fuhu_job_check")
     assert (await ended(fleet))["order-1"].state is JobState.IN_DOUBT
     assert len(gateway.tasks) == 1

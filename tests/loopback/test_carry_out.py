@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from support.clients import quick_client
+from support.clients import EventRecorder, quick_client
 from support.clock import until
 
 from fuhu_runway import Client
@@ -23,6 +23,7 @@ from fuhu_runway.errors import (
     WaitAbandoned,
     WaitTimeout,
 )
+from fuhu_runway.hooks import TaskPolled
 from fuhu_runway.items import Item, Outcome
 from fuhu_runway.journal import Job, JobState, Journal, planned
 from fuhu_runway.models import TaskRecord, TextToVideo
@@ -116,14 +117,15 @@ async def test_jobs_that_wait_keep_only_what_they_need(
         return {kind: sum(isinstance(one, kind) for one in everything) for kind in kinds}
 
     gateway.takes = 600.0
-    async with quick_client(gateway, journal=journal) as client:
+    recorder = EventRecorder()
+    async with quick_client(gateway, journal=journal, hooks=[recorder]) as client:
         before = kept()
         carrying = [
             client.carry_out(Item(TextToVideo(name), name), download_to=clips, timeout=600.0)
             for name in "abcde"
         ]
         waiting = asyncio.gather(*carrying)
-        await until(lambda: len(gateway.tasks) == 5 and all(one.polls for one in gateway.tasks))
+        await until(lambda: len({event.task_id for event in recorder.all(TaskPolled)}) == 5)
         more = {kind: count - before[kind] for kind, count in kept().items()}
         assert all(one.error is None for one in await waiting)
     # The journal's thread has the result of its last action.

@@ -94,7 +94,7 @@ asyncio.run(main())
 
 
 CLOSED_IN_FLIGHT = """
-import gc
+from fuhu_runway.errors import SubmissionInDoubt
 is_sent = asyncio.Event()
 
 def listen(event):
@@ -103,10 +103,10 @@ def listen(event):
     if isinstance(event, hooks.SubmissionDoubted):
         print(event.error, flush=True)
 
-client = Client(hooks=[listen], journal="{folder}/run.db")
+client = Client(hooks=[listen], journal={journal!r})
 
 async def lose():
-    asyncio.create_task(client.generate("a marked kitten"))
+    asyncio.create_task(client.generate("a marked kitten", custom_id="order-7"))
     await is_sent.wait()
 
 loop = asyncio.new_event_loop()
@@ -116,8 +116,10 @@ del loop
 
 async def main():
     async with client:
-        await client.generate("a puppy")
-        gc.collect()
+        try:
+            await client.generate("a marked kitten", custom_id="order-7")
+        except SubmissionInDoubt:
+            print("in doubt", flush=True)
 
 asyncio.run(main())
 """
@@ -211,12 +213,17 @@ async def test_a_loop_that_is_closed_during_a_search(gateway: Simulator) -> None
     assert ended.words == [task.task_id for task in gateway.tasks], ended.complaints
 
 
-async def test_a_loop_that_is_closed_during_a_request(gateway: Simulator, tmp_path: Path) -> None:
-    """Nothing can be awaited any more, and nothing is: the request is in doubt."""
-    gateway.script("a marked kitten", faults=[faults.on("submit", faults.Hang(accepted=True))])
-    ended = await programs.run(gateway, CLOSED_IN_FLIGHT.format(folder=tmp_path))
-    assert ended.words == ["GeneratorExit"], ended.complaints
+@pytest.mark.parametrize("has_journal", [True, False])
+async def test_a_loop_that_is_closed_during_a_request(
+    gateway: Simulator, tmp_path: Path, *, has_journal: bool
+) -> None:
+    """The request is in doubt, and the same name is not sent again in another loop."""
+    gateway.fault("submit", faults.Hang(accepted=True))
+    journal = str(tmp_path / "run.db") if has_journal else None
+    ended = await programs.run(gateway, CLOSED_IN_FLIGHT.format(journal=journal))
+    assert ended.words == ["GeneratorExit", "in", "doubt"], ended.complaints
     assert "coroutine ignored" not in ended.complaints
+    assert gateway.submitted <= 1
 
 
 async def test_a_listener_that_ends_the_program_leaves_a_doubt(

@@ -108,6 +108,22 @@ def test_a_listener_that_raises_is_skipped_and_logged(
     assert "marked" not in caplog.text
 
 
+def test_a_log_that_raises_is_skipped(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler without care for errors ends neither the caller nor the calls of listeners."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise ValueError
+
+    received: list[Event] = []
+    monkeypatch.setattr(hooks.LOGGER, "handlers", [Broken()])
+    with caplog.at_level(logging.DEBUG, "fuhu_runway"):
+        Hooks([received.append]).emit(EVENTS[0])
+    assert received == [EVENTS[0]]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_job_is_done_although_every_event_fails(
     gateway: Simulator, tmp_path: Path, fault: type[BaseException]

@@ -402,6 +402,19 @@ async def test_a_key_that_was_good_is_refused_twice_before_the_wait_ends(scene: 
     assert len(scene.feed.polls) == 5
 
 
+async def test_the_key_that_submitted_a_task_is_refused_twice_before_the_wait_ends(
+    scene: Scene,
+) -> None:
+    """The gateway has accepted it with the submit, so one refusal of the first poll is trouble."""
+    refused = refusal(Unauthorized)
+    scene.feed.returns(refused, done(), task_id="t-1")
+    scene.feed.returns(refused, refused, done("t-2"), task_id="t-2")
+    once, twice = (scene.wait(scene.watch(name, fresh=True)) for name in ("t-1", "t-2"))
+    await scene.clock.advance(60)
+    assert once.result() == done()
+    assert isinstance(twice.exception(), Unauthorized)
+
+
 async def test_a_fresh_task_may_not_be_found_for_minutes(scene: Scene) -> None:
     """`task_not_exist` is tolerated for 300 s after the submit (api-facts 11, row 3)."""
     scene.feed.returns(*[refusal(NotFound)] * 20, done())
