@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import attrs
 
+from ._fields import brief
 from ._urls import is_reachable_address, is_web_address
 from ._wire.tables import GATEWAYS, NOWHERE
 from .account import Account, AccountTask
@@ -49,8 +50,8 @@ def check(**arguments: object) -> None:
             continue
         if isinstance(value, type):
             shown = f"the class {value.__name__}"
-        elif isinstance(value, float):
-            shown = str(value)
+        elif isinstance(value, float) or (type(value) is int and fits(1)):
+            shown = brief(value)
         else:  # a text may be a prompt or a key passed as the wrong argument
             shown = f"of type {type(value).__name__}"
         raise usage_error(name, f"{name} is {shown}.", f"Use {wanted}.")

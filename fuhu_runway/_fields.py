@@ -59,7 +59,7 @@ def check_text(_instance: object, attribute: "attrs.Attribute[Any]", value: obje
     require_text(attribute.name, value)
 
 
-def _shown(value: object) -> str:
+def brief(value: object) -> str:
     """Return a value as an error may show it: short, and without secrets."""
     try:
         text = redact(repr(value))
@@ -73,7 +73,7 @@ def rule(fits: Callable[[Any], object], wanted: str, fault: str | None = None) -
 
     def check(_instance: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
         if not fits(value):
-            happened = f"{attribute.name} {fault or 'is ' + _shown(value)}."
+            happened = f"{attribute.name} {fault or 'is ' + brief(value)}."
             raise usage_error(attribute.name, happened, f"Use {wanted}.")
 
     return check

@@ -63,6 +63,14 @@ ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "on_progress": ("on_update",),
     "on_update": ("on_progress",),
     "max_wait": ("timeout",),
+    "key": ("api_key",),
+    "token": ("api_key",),
+    "api_base": ("base_url",),
+    "url": ("base_url",),
+    "concurrency": ("in_flight",),
+    "max_concurrency": ("in_flight",),
+    "out_dir": ("download_to",),
+    "output_dir": ("download_to",),
     "dest": ("save", "path"),
     "download_to": ("save", "path"),
     "filename": ("save", "path"),
@@ -73,6 +81,12 @@ ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "max_size": ("max_bytes",),
 }
 """What people call an argument, and its names; a call has one of them, or none."""
+
+
+def meant(guess: str, known: Container[str]) -> str | None:
+    """Return the one of the *known* names that a guess stands for, if there is one."""
+    rights = () if guess in known else ARGUMENTS.get(guess, ())
+    return next((right for right in rights if right in known), None)
 
 
 def explained(call: Callable[P, T]) -> Callable[P, T]:
@@ -90,6 +104,14 @@ def explained(call: Callable[P, T]) -> Callable[P, T]:
 def refuse_guesses(call: str, given: Iterable[str], known: Container[str]) -> None:
     """Raise a `TypeError` if *given* has a guess for one of the *known* arguments of a call."""
     for name in given:
-        for right in () if name in known else ARGUMENTS.get(name, ()):
-            if right in known:
-                raise TypeError(f"{call}() has no argument {name!r}; use {right!r}.")
+        if right := meant(name, known):
+            raise TypeError(f"{call}() has no argument {name!r}; use {right!r}.")
+
+
+def refuse_unknown(call: str, given: Iterable[str], known: Container[str]) -> None:
+    """Raise a `TypeError` if *given* has a name that is not *known*, as Python does."""
+    names = list(given)
+    refuse_guesses(call, names, known)
+    for name in names:
+        if name not in known:
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}")

@@ -23,7 +23,7 @@ from ._arguments import (
     resolved,
 )
 from ._clock import LoopClock
-from ._guesses import METHODS, refuse_guesses
+from ._guesses import METHODS, refuse_unknown
 from ._jobs import Jobs
 from ._session import audit as audits
 from ._session.session import Settings
@@ -331,7 +331,7 @@ class Client(Endpoints):
         For servers: a route starts the job and responds, while the client waits for the clip, saves
         it, and retries for some minutes if saving fails. Until the file is complete, the task is in
         `unfinished`. `await job` waits for its end, which is also a `JobEnded` event. Closing the
-        client ends the job; the task goes on at the gateway. Costs and errors as in `submit`.
+        client ends the job; the task goes on at the gateway. Costs as in `submit`.
 
         Args:
             work: A request, a prompt, or a task that exists already, such as one of `unfinished`.
@@ -342,6 +342,10 @@ class Client(Endpoints):
             custom_id: As in `submit`.
             tag: As in `submit`.
             timeout: How long to wait for the task, in seconds; None waits without limit.
+
+        Raises:
+            RunwayError: As in `submit`, before the task is accepted. Later errors are raised by
+                `await job`, and reported by `JobEnded`.
         """
         return await self._background.start(
             _work(work, {}),
@@ -359,6 +363,7 @@ class Client(Endpoints):
 
         Its `outcomes()` run it, and nothing is sent before that.
         """
+        refuse_unknown("Client.batch", options, BatchOptions.__annotations__)
         return Batch(self._sessions, prompts, **options)
 
     async def generate_many(
@@ -508,13 +513,12 @@ class Client(Endpoints):
 
 def _work(work: Generation | Task | str, options: PromptOptions) -> Generation | Task:
     """Return what to submit or to follow; a prompt becomes a request."""
-    known = PromptOptions.__annotations__
-    refuse_guesses("Client.run", options, [*known, "save", "on_update", "custom_id"])
+    known = [*PromptOptions.__annotations__, "save", "on_update", "custom_id"]
+    refuse_unknown("Client.run", options, known)
+    if isinstance(work, str):
+        return prompted(work, **options)
     for name in options:
-        if name not in known:
-            raise TypeError(f"Client.run() got an unexpected keyword argument {name!r}")
-        if not isinstance(work, str):
-            raise usage_error(
-                name, f"{name} was given along with a request.", "Set it when you make the request."
-            )
-    return prompted(work, **options) if isinstance(work, str) else work
+        raise usage_error(
+            name, f"{name} was given along with a request.", "Set it when you make the request."
+        )
+    return work

@@ -324,11 +324,13 @@ def without_frames(
 
 
 def init_without_frames(make: Callable[P, None]) -> Callable[P, None]:
-    """Remove the frames of this package from the `RunwayError`s that an `__init__` raises."""
+    """Do what `without_frames` does, for an `__init__`."""
 
     @functools.wraps(make)
     def frameless_init(*args: P.args, **kwargs: P.kwargs) -> None:
         __tracebackhide__ = True
+        if kwargs.keys() & ARGUMENTS.keys():
+            _check_guesses(make, args, kwargs)
         outer = sys.exception()
         try:
             return make(*args, **kwargs)

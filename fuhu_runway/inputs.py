@@ -24,6 +24,7 @@ from typing import Any, Final
 import attrs
 
 from ._fields import UNSTORABLE
+from ._guesses import meant
 from ._media import address_or_path
 from ._redact import PLAIN_NAME
 from ._wire.tables import SUBMITS
@@ -381,7 +382,9 @@ def _check_fields(kind: type, fields: Mapping[str, Any]) -> None:
         if name not in known:
             # Without a head, the name is a prompt, which errors do not show.
             shown = name if PLAIN_NAME.fullmatch(name) else "<no name>"
-            close = difflib.get_close_matches(shown.lower(), sorted(_NAMES - {shown}), 1)
+            names = sorted(_NAMES - {shown})
+            right = meant(shown, known)
+            close = [right] if right else difflib.get_close_matches(shown.lower(), names, 1)
             question = f"Did you mean {close[0]}? " if close else ""
             raise usage_error(
                 shown,

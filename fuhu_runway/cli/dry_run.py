@@ -126,7 +126,8 @@ def _actions(entries: Sequence[dict[str, Any]]) -> Iterator[str]:
         runs = [[number for _, number in group] for _, group in groups]
         if runs:
             ranges = (f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-            yield f"{len(numbers):,} {meaning}: {', '.join(ranges)}"
+            noun = "entry" if len(numbers) == 1 else "entries"
+            yield f"{len(numbers):,} {meaning}: {noun} {', '.join(ranges)}"
 
 
 def _cost(row: dict[str, Any], known: Sequence[float]) -> str:

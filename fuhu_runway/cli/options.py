@@ -78,7 +78,7 @@ InputFile = Annotated[
     Path,
     Parameter(
         allow_leading_hyphen=True,
-        help="Requests: .txt (one prompt per line), .jsonl or .csv; - reads prompts from stdin.",
+        help="Requests: .txt (one prompt per line), .jsonl, .csv or .tsv; - reads from stdin.",
     ),
 ]
 ClipTimeout = Annotated[

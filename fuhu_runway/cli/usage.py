@@ -16,6 +16,7 @@ from cyclopts import UnusedCliTokensError as TooManyError
 from cyclopts import ValidationError as InvalidError
 
 from fuhu_runway import errors
+from fuhu_runway._guesses import meant
 from fuhu_runway._redact import redact
 from fuhu_runway.models import usage_error
 
@@ -39,6 +40,11 @@ def explained(error: CycloptsError) -> errors.UsageError:
             text = text.replace(f' "{word}"', "", 1)
         case UnknownOptionError(token=token) if _is_prompt(token.keyword or token.value, tokens):
             text = "Use -- before a prompt that begins with -, and options before that."
+        case UnknownOptionError(token=token, argument_collection=arguments):
+            options = {_bare(name): name for argument in arguments for name in argument.names}
+            typed_option = (token.keyword or token.value).partition("=")[0]
+            if right := meant(_bare(typed_option), options):
+                text = f"Unknown option: {typed_option}. Did you mean {options[right]}?"
         case MissingArgumentError(argument=argument) if argument:
             typed = set(tokens) & set(argument.names)
             # In capitals, as in the help, even if it may be given as an option as well.
@@ -53,6 +59,10 @@ def explained(error: CycloptsError) -> errors.UsageError:
     parts = [part for word in tokens for part in (word, word.partition("=")[2])]
     private = [part for part in parts if " " in part or "@" in part]
     return usage_error("command", redact(text, private), f"See {command} --help")
+
+
+def _bare(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
 
 
 def _is_prompt(option: str, tokens: Iterable[str]) -> bool:

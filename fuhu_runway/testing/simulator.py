@@ -166,7 +166,8 @@ class Simulator:
         where = f"on {self.base_url}" if self.is_running else "closed"
         states = Counter(task.state for task in self.tasks)
         counts = ", ".join(f"{count} {state}" for state, count in states.items())
-        return f"<Simulator {where}, {self.submitted} tasks{counts and f' ({counts})'}>"
+        tasks = "1 task" if self.submitted == 1 else f"{self.submitted} tasks"
+        return f"<Simulator {where}, {tasks}{counts and f' ({counts})'}>"
 
     def _repr_pretty_(self, printer: Any, _cycle: object) -> None:
         # Hypothesis and IPython would print every field.

@@ -111,6 +111,8 @@ async def test_an_app_hands_its_jobs_over_to_the_next_process(name: str, tmp_pat
             async with http.get("/clips/order-9") as response:
                 assert response.status == 404
             assert (await answer(http, "order-3", " "))[0] == 400
+            async with http.put("/clips/order-3", json={"promt": "a kitten"}) as response:
+                assert response.status in {400, 422}
             _, puppy = await answer(http, "order-2", "a puppy")
             assert await ended(process) == f"unfinished: ['{puppy['id']}']\n"
         async with served(SERVERS[name], tmp_path, gateway) as (process, http):

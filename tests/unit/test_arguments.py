@@ -171,6 +171,7 @@ async def test_an_empty_value_of_a_wrong_type_is_named(
     [
         (Timeouts, "timeouts is the class Timeouts."),
         (0.5, "timeouts is 0.5."),
+        (30, "timeouts is of type int."),
         ("a marked prompt", "timeouts is of type str."),
     ],
 )
@@ -180,6 +181,42 @@ def test_a_value_is_described_without_its_text(value: Any, expected: str) -> Non
         Client("sk-1", base_url=HERE, timeouts=value)
     assert caught.value.happened == expected
     assert caught.value.advice == "Use an instance of Timeouts, or None."
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("timeout", -1), ("max_points", -5), ("in_flight", 0)]
+)
+def test_a_number_out_of_range_is_shown(argument: str, value: int) -> None:
+    """Its type is right, so the error does not blame that."""
+    options: dict[str, Any] = {argument: value}
+    with pytest.raises(UsageError) as caught:
+        Client("sk-1", base_url=HERE).batch([], **options)
+    assert caught.value.happened == f"{argument} is {value}."
+
+
+def test_a_batch_has_the_same_guesses() -> None:
+    """The error names the call that was made."""
+    options: dict[str, Any] = {"concurrency": 5}
+    with pytest.raises(TypeError) as error:
+        Client("sk-1", base_url=HERE).batch([], **options)
+    assert str(error.value) == "Client.batch() has no argument 'concurrency'; use 'in_flight'."
+
+
+def test_a_batch_refuses_other_arguments_as_usual() -> None:
+    """The error names the public call, not a class behind it."""
+    options: dict[str, Any] = {"colour": 5}
+    with pytest.raises(TypeError) as error:
+        Client("sk-1", base_url=HERE).batch([], **options)
+    assert str(error.value) == "Client.batch() got an unexpected keyword argument 'colour'"
+
+
+@pytest.mark.parametrize(("guess", "right"), [("token", "api_key"), ("url", "base_url")])
+def test_a_client_has_the_same_guesses(guess: str, right: str) -> None:
+    """The error does not show the value, which may be a key."""
+    options: dict[str, Any] = {guess: "sk-secret"}
+    with pytest.raises(TypeError) as error:
+        Client(**options)
+    assert str(error.value) == f"Client.__init__() has no argument {guess!r}; use {right!r}."
 
 
 def test_good_arguments_are_accepted(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_dry_run_needs_no_key_and_leaves_nothing(run: Run) -> None:
         "2        text_to_video   gen4   10       unknown      unknown",
         "1        text_to_video   gen4   5        unknown      unknown",
         "1        image_to_video  gen4   5        unknown      unknown",
-        "4 would be sent: 1-4",
+        "4 would be sent: entries 1-4",
         "Points: unknown, since no job of this kind has ended yet. Nothing was sent.",
     ]
     assert [path.name for path in Path().iterdir()] == ["rows.csv"]
@@ -81,13 +81,13 @@ def test_the_points_are_the_median_of_the_same_kind(
     assert done.out.splitlines()[1:] == [
         "2        text_to_video  gen4   10       200          400",
         "1        text_to_video  gen4   5        unknown      unknown",
-        "3 would be sent: 2-4",
-        "1 saved by an earlier run: 1",
+        "3 would be sent: entries 2-4",
+        "1 saved by an earlier run: entry 1",
         "Points: about 400, and 1 of unknown cost. Nothing was sent.",
     ]
     assert run(FIRST).out.splitlines()[-1] == "Points: about 200. Nothing was sent."
     assert run(earlier[0]).out.splitlines() == [
-        "1 saved by an earlier run: 1",
+        "1 saved by an earlier run: entry 1",
         "Points: about 0. Nothing was sent.",
     ]
 
@@ -141,7 +141,7 @@ def test_every_bad_line_is_named(run: Run) -> None:
         "refused: rows.csv, line 2",
         "refused: rows.csv, line 4",
     ]
-    assert "1 would be sent: 1" in done.out
+    assert "1 would be sent: entry 1" in done.out
     skipping = run(BAD, FIRST, options=("--dry-run", "--skip-bad"))
     assert (skipping.code, skipping.err[:26]) == (0, "skipped: rows.csv, line 2:")
 
@@ -150,7 +150,7 @@ def test_ranges_name_the_entries(run: Run) -> None:
     """Entries that are not neighbours are separate ranges."""
     rows = [f"a kitten,{number},10," for number in range(6)]
     run(rows[1], rows[3], options=("--simulate",))
-    assert "4 would be sent: 1, 3, 5-6" in run(*rows).out
+    assert "4 would be sent: entries 1, 3, 5-6" in run(*rows).out
 
 
 def test_json_has_the_documented_keys(run: Run) -> None:
@@ -200,4 +200,4 @@ def test_standard_input_can_be_tried(
     import sys
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a kitten\na puppy\n")))
-    assert "2 would be sent: 1-2" in runner(capsys)("batch", "-", "--dry-run").out
+    assert "2 would be sent: entries 1-2" in runner(capsys)("batch", "-", "--dry-run").out

@@ -135,6 +135,8 @@ def test_submit_takes_a_prompt_of_several_words(run: Run, gateway: GatewayThread
         (["submit", "alep", "video=x"], "Did you mean aleph? Use text_to_video"),
         (["balanc", PROMPT], 'Unknown command "balanc". Did you mean "balance"?'),
         (["generate", PROMPT, "--simulat"], "Did you mean --simulate?"),
+        (["generate", PROMPT, "--duration", "5"], "--duration. Did you mean --seconds?"),
+        (["generate", PROMPT, "--aspect-ratio=1:1"], "--aspect-ratio. Did you mean --ratio?"),
         (["generate", PROMPT, "--timeout", "-5"], 'Invalid value "-5" for --timeout.'),
         (["generate", PROMPT, "--ratio", "16x9"], '"16x9" for --ratio. Did you mean 16:9?'),
         (["generate", PROMPT, "--ratio", "16"], "--ratio is '16'."),

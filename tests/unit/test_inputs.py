@@ -345,6 +345,8 @@ def test_an_error_asks_for_the_separator(made: Make, sign: str, called: str) -> 
         ({"prompt": "p", "second": 5}, "Did you mean seconds? It has extra, model,"),
         ({"Prompt": "p"}, "Did you mean prompt? It has"),
         ({"prompt": "p", "customid": "a"}, "Did you mean custom_id? It has"),
+        ({"prompt": "p", "duration": 5}, "Did you mean seconds? It has"),
+        ({"text": "p"}, "Did you mean prompt? It has"),
         ({"prompt": "p", "image_url": STILL}, "Did you mean image? It has extra,"),
         ({"kind": "act_one", "video": CLIP, "prompt": "p"}, "It has character_video,"),
         ({"prompt": "p", "image": STILL, "imagee": STILL}, "Did you mean image? It has"),

@@ -647,7 +647,7 @@ async def test_the_repr_shows_the_state(caller: Caller) -> None:
     assert repr(gateway) == f"<Simulator on {gateway.base_url}, 0 tasks>"
     await caller.start()
     await gateway.aclose()
-    assert repr(gateway) == "<Simulator closed, 1 tasks (1 succeeded)>"
+    assert repr(gateway) == "<Simulator closed, 1 task (1 succeeded)>"
 
 
 # Pace.

@@ -123,7 +123,7 @@ async def test_unused_plans_and_unpolled_tasks_are_shown(
     await client.generate("a dog", model="gen3")
     gateway.script("a late one", faults=[faults.on("submit", faults.Drop())])
     headline, *rows, _, legend = complaint(gateway.assert_all_used)
-    assert headline == "6 of the plans were never used and 1 of the paid tasks were never polled."
+    assert headline == "6 plans were never used and 1 paid task was never polled."
     assert [row.split()[0] for row in rows[2:]] == ["?", *"-" * 6]
     shown = "\n".join(rows)
     for name in ("'a puppy'", "/rain/", "by_the_body", "'a late one'", "Cut on 'download'"):
@@ -136,7 +136,7 @@ async def test_an_unpolled_task_is_shown(gateway: Simulator, client: Client) -> 
     """A paid task that is never polled is a clip that may be lost."""
     await client.generate("a dog")
     headline, *_ = complaint(gateway.assert_all_used)
-    assert headline == "1 of the paid tasks were never polled."
+    assert headline == "1 paid task was never polled."
 
 
 @pytest.mark.parametrize("which", ["a kitten", re.compile("kit+en"), lambda body: True])
@@ -150,7 +150,7 @@ async def test_scripts_for_the_same_tasks_go_in_order(
     for reason in ("the first", "the second"):
         with pytest.raises(errors.TaskFailed, match=reason):
             await (await client.generate("a kitten"))
-    assert complaint(gateway.assert_all_used)[0] == "1 of the plans were never used."
+    assert complaint(gateway.assert_all_used)[0] == "1 plan was never used."
     for _ in range(2):
         await (await client.generate("a kitten"))
     gateway.assert_all_used()

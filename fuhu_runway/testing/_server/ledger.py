@@ -69,12 +69,16 @@ class Ledger:
         ]
         complaints = []
         if missing:
-            complaints.append(f"{len(missing)} of the plans were never used")
+            complaints.append(f"{_were(missing, 'plan')} never used")
         if forgotten:
-            complaints.append(f"{len(forgotten)} of the paid tasks were never polled")
+            complaints.append(f"{_were(forgotten, 'paid task')} never polled")
         if complaints:
             rows = [*self._rows(forgotten, "?"), *missing]
             raise AssertionError(_table(f"{' and '.join(complaints)}.", rows))
+
+
+def _were(things: Sequence[object], noun: str) -> str:
+    return f"1 {noun} was" if len(things) == 1 else f"{len(things)} {noun}s were"
 
 
 def _name_of(which: Which) -> str:
