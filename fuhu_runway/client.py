@@ -133,7 +133,8 @@ class Client(Endpoints):
             uploads=uploads,
         )
         row = resolved(gateway, base_url)
-        key = checked_key(api_key or os.environ.get(KEY_VARIABLE))
+        # An empty key is not replaced: another account might pay.
+        key = checked_key(os.environ.get(KEY_VARIABLE) if api_key is None else api_key)
         settings = Settings(
             session=checked_session(session),
             timeouts=timeouts or Timeouts(),

@@ -92,6 +92,15 @@ def test_the_environment_names_key_and_address(monkeypatch: pytest.MonkeyPatch) 
     assert Client().gateway.base_url == "https://api.fuhuapi.com"
 
 
+def test_an_empty_key_is_not_replaced_by_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes from a setting that is not set, and another account would pay."""
+    monkeypatch.setenv("FUHU_API_KEY", "sk-of-another-account")
+    with pytest.raises(UsageError, match="There is no key"):
+        Client("")
+
+
 def test_a_gateway_has_a_name_or_is_given() -> None:
     """A known name means its row; a custom `Gateway` is used as it is."""
     assert Client("sk-1", gateway="duomi").gateway == GATEWAYS["duomi"]
