@@ -6,22 +6,24 @@ Rule 2: an error in the arguments is one line that quotes neither a prompt nor a
 stdout has one object even then.
 """
 
-import errno
+import contextlib
 import inspect
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TextIO, cast
 
 import attrs
 from cyclopts import App, CycloptsError, Parameter
 
 from fuhu_runway import errors
+from fuhu_runway.models import usage_error
 
 from . import account, batch, doctor, fleet, fleet_demo, journal, make, report, resolve, simulate
-from .console import EXIT_CODES, Screen, fail, run, write
+from .console import EXIT_CODES, Screen, fail, run
+from .output import Lasting
 from .usage import explained, name_as_typed, wants_json
 
 _HELP: Final = """
@@ -91,16 +93,27 @@ def main(tokens: Sequence[str] | None = None) -> int:
             bound.arguments["screen"] = screen
             *_, used = app.parse_commands(tokens)[1]
             screen.reword = partial(name_as_typed, command=used)
-        done = command(*bound.args, **bound.kwargs)
-        # Neither `batch`, which reads stdin first, nor a help page is a coroutine.
-        return run(done, screen) if inspect.iscoroutine(done) else done or 0
+            done = command(*bound.args, **bound.kwargs)
+            # `batch`, which reads stdin first, is not a coroutine.
+            return run(done, screen) if inspect.iscoroutine(done) else done or 0
+        return _built_in(command, bound)
     except CycloptsError as error:
         return fail(explained(error), screen)
     except errors.UsageError as error:
         return fail(error, screen)
-    except (OSError, SystemExit) as error:
-        # A help page: its reader has closed the pipe (EINVAL on Windows), or the disk is full.
-        if getattr(error, "errno", None) not in {None, errno.EPIPE, errno.EINVAL, errno.ENOSPC}:
-            raise
-        write(sys.stdout, "")
-        return 0
+
+
+def _built_in(command: Callable[..., object], bound: inspect.BoundArguments) -> int:
+    """Show a help page or the version, or install tab completion."""
+    try:
+        with contextlib.redirect_stdout(sys.stdout and cast("TextIO", Lasting(sys.stdout))):
+            command(*bound.args, **bound.kwargs)
+    except SystemExit:  # after a message about the shell
+        return 2
+    except OSError as error:
+        raise usage_error(
+            "install_completion",
+            f"Tab completion could not be installed: {error.strerror}.",
+            "Check that files in your home directory can be written.",
+        ) from error
+    return 0

@@ -16,7 +16,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from .console import Lasting
+from .output import Lasting
 
 
 class Bar(Progress):

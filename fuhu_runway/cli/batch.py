@@ -24,9 +24,10 @@ from fuhu_runway._clip_files import is_url
 from fuhu_runway.journal import JobState
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
-from .console import FIRST_SIGNAL, RESULT, Screen, close, complain, counted, run, stopped
+from .console import FIRST_SIGNAL, RESULT, Screen, close, counted, run, stopped
 from .opening import PRIVATE, check_journal, working
 from .options import OUT, POSITIVE, WHOLE, InputFile, Target
+from .output import complain
 from .tally import AGAIN, Tally, shown, state_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ Rule 3: a pipe or a terminal that closes does not end a paid job.
 
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -18,13 +17,15 @@ import traceback
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import attrs
 from cyclopts import Group, Parameter
 
 from fuhu_runway import errors, hooks
 from fuhu_runway._redact import redact
+
+from .output import complain, one_line, write
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
@@ -387,49 +388,3 @@ def listed(counts: Mapping[str, int], none: str = "") -> str:
 def number(value: float | None, none: str = "") -> str:
     """Return an amount as a person writes it, such as 1,234.5; without one, *none*."""
     return none if value is None else f"{value:,.10g}"
-
-
-def one_line(text: str) -> str:
-    """Return *text* without control characters; some of it comes from the gateway."""
-    return "".join(sign if sign.isprintable() else " " for sign in text).rstrip()
-
-
-def complain(text: str) -> None:
-    """Write one line about an error to stderr."""
-    write(sys.stderr, f"fuhu-runway: {one_line(text)}")
-
-
-def write(stream: TextIO | None, text: str) -> None:
-    """Print a line. Errors of the stream are ignored."""
-    if stream is not None:
-        lasting = Lasting(stream)
-        lasting.write(f"{text}\n")
-        lasting.flush()
-
-
-@attrs.frozen
-class Lasting:
-    """A stream whose terminal or reader may close; what is written after that is discarded."""
-
-    _stream: TextIO
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> None:
-        """Write *text*, if that is still possible."""
-        self._try(self._stream.write, text)
-
-    def flush(self) -> None:
-        """Flush the stream, if that is still possible."""
-        self._try(self._stream.flush)
-
-    def _try(self, work: Callable[..., object], *args: str) -> None:
-        try:
-            work(*args)
-        except (OSError, ValueError) as error:
-            # A stream that is closed, or has no file descriptor, is left alone.
-            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123
-                os.dup2(null.fileno(), self._stream.fileno())
-            if getattr(error, "errno", None) == errno.ENOSPC and self._stream is sys.stdout:
-                complain("The output could not be written: the disk is full.")

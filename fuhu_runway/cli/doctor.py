@@ -12,9 +12,10 @@ from cyclopts import Parameter
 from fuhu_runway.errors import UsageError
 from fuhu_runway.models import usage_error
 
-from .console import RESULT, Screen, complain, number, one_line
+from .console import RESULT, Screen, number
 from .make import open_command
 from .options import IN_RESULT, WHOLE, Access, Saving, Target
+from .output import complain, one_line
 
 if TYPE_CHECKING:
     from fuhu_runway.doctor import FirstClip, Report, Transcript

@@ -17,7 +17,7 @@ import attrs
 from fuhu_runway.journal import BaseJournal, Job, JobState
 from fuhu_runway.models import DEFAULT_WAIT, usage_error
 
-from .console import Screen, columns, counted, listed, number, one_line
+from .console import Screen, columns, counted, listed, number
 from .opening import STATE_NAME, opened, readable, working
 from .options import (
     IN_RESULT,
@@ -30,6 +30,7 @@ from .options import (
     existing,
     on_journal,
 )
+from .output import one_line
 from .tally import Tally, shown
 
 if TYPE_CHECKING:

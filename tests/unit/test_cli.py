@@ -2,22 +2,24 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import pytest
+from cyclopts.completion.detect import ShellDetectionError
 from support.clients import QUICK_POLLS, QUICK_RETRY
 from support.commands import (
     GatewayThread,
@@ -1046,40 +1048,70 @@ def test_a_command_works_without_stderr(
     assert run("generate", PROMPT, "-o", "kitten.mp4").out == "kitten.mp4\n"
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EINVAL, "Invalid argument")])
-def test_help_into_a_closed_pipe_is_quiet(
-    run: Run, monkeypatch: pytest.MonkeyPatch, error: OSError
+@pytest.mark.parametrize("page", ["--help", "--version", "-V"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 0),
+        (OSError(errno.EINVAL, "Invalid argument"), 0),
+        (OSError(errno.ENOSPC, "No space left on device"), 1),
+        (OSError(errno.EFBIG, "File too large"), 1),
+        (OSError(errno.EIO, "Input/output error"), 1),
+    ],
+    ids=lambda value: getattr(value, "strerror", None),
+)
+def test_a_page_that_cannot_be_printed_shows_no_traceback(
+    run: Run, monkeypatch: pytest.MonkeyPatch, page: str, error: OSError, said: int
 ) -> None:
-    """Older versions of rich do not catch the error, which is EINVAL on Windows."""
+    """A reader that closes the pipe is quiet (EINVAL on Windows); a full disk is one line."""
 
-    def break_off(_tokens: object) -> None:
-        raise error
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
 
-    monkeypatch.setattr(cli, "app", SimpleNamespace(parse_args=break_off))
-    done = run("--help")
-    assert (done.code, done.out.strip(), done.err) == (0, "", "")
+    monkeypatch.setattr(sys, "stdout", Broken())
+    done = run(page)
+    assert done.code == 0
+    lines = [f"fuhu-runway: The output could not be written: {error.strerror}."]
+    assert done.err.splitlines()[:1] == lines[:said]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have it")
-def test_help_onto_a_full_disk_is_an_error_of_one_line(
+@pytest.mark.parametrize("page", ["--help", "--version", "-V", "generate --version"])
+def test_a_page_onto_a_full_disk_is_an_error_of_one_line(page: str) -> None:
+    """It is said on stderr that the output is not complete, also by the entry point itself."""
+    command = [sys.executable, "-m", "fuhu_runway", *page.split()]
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    line = "fuhu-runway: The output could not be written: No space left on device.\n"
+    assert (done.returncode, done.stderr) == (0, line)
+
+
+def test_completion_that_cannot_be_installed_is_an_error_of_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A home directory that cannot be written is named, with exit code 2."""
+    home = tmp_path / "home"
+    home.touch()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    done = run("--install-completion", "--shell", "bash")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("fuhu-runway: Tab completion could not be installed: ")
+
+
+def test_completion_for_an_unknown_shell_is_an_error(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is said on stderr that the output is not complete."""
-    with Path("/dev/full").open("w", encoding="utf-8") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        done = run("--help")
-    assert (done.code, len(done.err.splitlines()), "disk is full" in done.err) == (0, 1, True)
+    """If the shell is not known, the exit code is that of a wrong command."""
 
+    def unknown() -> NoReturn:
+        raise ShellDetectionError
 
-def test_other_os_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are not treated like a closed pipe."""
-
-    def break_off(_tokens: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(cli, "app", SimpleNamespace(parse_args=break_off))
-    with pytest.raises(OSError, match="Input/output error"):
-        cli.main(["--help"])
+    monkeypatch.setattr("cyclopts.completion.detect.detect_shell", unknown)
+    done = run("--install-completion")
+    assert (done.code, done.out) == (2, "")
+    assert "--shell" in done.err
 
 
 @pytest.mark.parametrize("columns", ["1", "2"])

@@ -519,14 +519,14 @@ def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
     with contextlib.redirect_stdout(Full()):
         _console.Screen().show({}, "a result")
-    assert capsys.readouterr().err.endswith("could not be written: the disk is full.\n")
+    assert capsys.readouterr().err.endswith("could not be written: No space left on device.\n")
 
 
 def test_a_closed_pipe_raises_nothing() -> None:
     """Text for a closed pipe, or for no stream, is discarded."""
     source = """
 import sys
-from fuhu_runway.cli.console import write
+from fuhu_runway.cli.output import write
 write(None, "nobody")
 for _ in range(3):
     write(sys.stdout, "x" * 100_000)

@@ -1,10 +1,12 @@
 """The entry point: with the extra, without it, and with Ctrl-C before it began."""
 
 import runpy
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -101,3 +103,18 @@ def test_the_package_itself_is_the_command(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(SystemExit) as leaving:
         runpy.run_module("fuhu_runway.__main__", run_name="__main__")
     assert leaving.value.code == 3
+
+
+def test_no_file_takes_the_place_of_a_closed_standard_stream(tmp_path: Path) -> None:
+    """What is written to stderr by its number must not land in a clip or a journal."""
+    source = """
+import os, sys
+from fuhu_runway.cli.output import keep_standard_streams
+os.closerange(0, 3)
+keep_standard_streams()
+keep_standard_streams()
+with open("clip.mp4", "wb") as clip:
+    sys.exit(0 if clip.fileno() > 2 else 9)
+"""
+    command = [sys.executable, "-c", source]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
