@@ -48,7 +48,7 @@ def write(stream: TextIO | None, text: str) -> None:
         lasting.flush()
 
 
-@attrs.define(eq=False)
+@attrs.frozen(eq=False)
 class Lasting:
     """A stream whose terminal or reader may close; what is written after that is discarded."""
 
