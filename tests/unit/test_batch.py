@@ -399,6 +399,14 @@ async def test_a_stream_is_read_as_it_comes(client: FakeClient) -> None:
     assert caught.value.money == "Nothing was sent or charged for this entry."
 
 
+async def test_a_stream_that_begins_with_a_wrong_entry_costs_nothing(client: FakeClient) -> None:
+    """No job was before it, so nothing at all was charged."""
+    with pytest.raises(UsageError, match="Entry 1 is of type int") as caught:
+        await run(client, iter([3, "b"]))
+    assert client.submitted == []
+    assert caught.value.money == "Nothing was sent or charged."
+
+
 def test_the_folder_is_checked_before_anything_is_sent(client: FakeClient, tmp_path: Path) -> None:
     """A folder that cannot be made is refused when the batch is made; one that can is made."""
     (tmp_path / "file").touch()
