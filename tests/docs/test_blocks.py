@@ -1,9 +1,7 @@
 """Each Python block of the README and the pages runs unchanged."""
 
-import ast
 import asyncio
 import atexit
-import inspect
 import os
 import re
 import subprocess
@@ -17,15 +15,12 @@ from typing import Any
 import pytest
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
-from sybil import Document, Example, Sybil
-from sybil.evaluators.python import pad
-from sybil.parsers.myst import CodeBlockParser
+from support.blocks import ROOT, parsed
 from traitlets.config import Config
 
 import fuhu_runway
 from fuhu_runway.testing import Simulator
 
-ROOT = Path(__file__).parents[2]
 TEST_FILE = "docs/howto/test-your-app.md"
 """Its blocks are a test file, so that pytest has to run them."""
 NOTEBOOK = "docs/howto/notebook.md"
@@ -42,23 +37,8 @@ NOTHING_ELSE = [f"-pno:{plugin}" for plugin in ("aiohttp", "anyio", "asyncio")]
 """With only the extra installed, there is no plugin for asynchronous tests."""
 
 
-def run_block(example: Example) -> None:
-    """Run one block like a notebook cell, with `await` at the top level."""
-    code = compile(
-        pad(example.parsed, example.line + example.parsed.line_offset),
-        example.path,
-        "exec",
-        flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
-        dont_inherit=True,
-    )
-    outcome = eval(code, example.namespace)  # noqa: S307 - our own pages
-    if inspect.iscoroutine(outcome):
-        example.namespace["__runner__"].run(outcome)
-
-
-SYBIL = Sybil([CodeBlockParser("python", run_block)], path=str(ROOT))
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
-DOCUMENTS = {str(page.relative_to(ROOT)): SYBIL.parse(page) for page in PAGES}
+DOCUMENTS = {str(page.relative_to(ROOT)): parsed(str(page.relative_to(ROOT))) for page in PAGES}
 PROGRAMS = {
     name: page
     for name, page in DOCUMENTS.items()
@@ -83,22 +63,14 @@ def simulated() -> Iterator[Simulator]:
         loop.close()
 
 
-def is_of_programs(name: str) -> bool:
-    """Return whether each block of the page is a whole file."""
-    return name == "docs/tutorial.md" or name.startswith("docs/howto/")
-
-
-def run_page(page: Document, *, by_itself: bool) -> None:
-    """Run the blocks of *page* in order, and then the tests that they define."""
-    with asyncio.Runner() as runner:
-        for example in page.examples():
-            if by_itself:
-                page.namespace.clear()
-            page.namespace.update(__runner__=runner, __name__="page")
-            example.evaluate()
-        for name, value in [*page.namespace.items()]:
-            if name.startswith("test_") and not inspect.signature(value).parameters:
-                runner.run(value())
+def run(*command: str, folder: Path, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a program in *folder* that can import the package, and what is in *path*."""
+    # The package under test, either from the source tree or installed.
+    path = os.pathsep.join(filter(None, (str(Path(fuhu_runway.__file__).parents[1]), path)))
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 class Screen(DisplayPublisher):
@@ -145,15 +117,16 @@ def test_each_block_runs(
     """
     A reader who runs the page's blocks in order gets through, with no key and no network.
 
-    In the tutorial and the how-tos, each block is a whole file.
+    In a process of their own: some set up logging or a task queue for their whole process.
     """
-    monkeypatch.chdir(tmp_path)
     if name in WITH_A_DATABASE:
         monkeypatch.setenv("FUHU_DATABASE_URL", request.getfixturevalue("database_url"))
     with simulated() as gateway:
         for variable, value in gateway.environment().items():
             monkeypatch.setenv(variable, value)
-        run_page(PROGRAMS[name], by_itself=is_of_programs(name))
+        command = [sys.executable, "-W", "error", "-m", "support.blocks", name]
+        ran = run(*command, folder=tmp_path, path=str(ROOT / "tests"))
+    assert (ran.returncode, "Exception ignored" in ran.stderr) == (0, False), ran.stderr
 
 
 @pytest.mark.parametrize("page", ["after-an-in-doubt", "resume-a-batch"])
@@ -206,10 +179,6 @@ def test_the_test_files_of_the_pages_pass(page: str, tmp_path: Path) -> None:
         blocks = [block for block in blocks if "(runway_gateway" in block]
     (tmp_path / "test_app.py").write_text("\n\n".join(blocks), encoding="utf-8")
     (tmp_path / "pytest.ini").write_text(SETTINGS, encoding="utf-8")
-    # The package under test, either from the source tree or installed.
-    environment = os.environ | {"PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1])}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *NOTHING_ELSE]
-    ran = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    ran = run(*command, folder=tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
