@@ -153,8 +153,8 @@ class CallbackReceiver:
                         return 413
         except TimeoutError:
             return 408
-        except web.RequestPayloadError:
-            # Such as a body that is not in the encoding that its header names.
+        except (web.RequestPayloadError, ConnectionError):
+            # Such as a body that is not in the encoding that its header names, or was cut off.
             return 400
         finally:
             self._reading -= 1

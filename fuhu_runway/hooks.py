@@ -150,6 +150,8 @@ class SubmissionUnrecorded(Event, level=logging.ERROR):
     task_id: str | None = None
     #: The name of the error, if there is no task.
     error: str | None = None
+    #: None if it began in another process, or the gateway's lists showed its outcome.
+    submission: int | None = None
 
 
 @attrs.frozen

@@ -82,7 +82,12 @@ class Journal(BaseJournal):
         return self.path.name
 
     async def start_run(self) -> None:
-        """Count occurrences of equal requests from zero."""
+        """
+        Count occurrences of equal requests from zero.
+
+        Raises:
+            JournalError: The file cannot be used, such as `JournalBusy`.
+        """
         await self._perform(actions.start_run)
 
     async def plan_next(self, plan: Plan, now: float) -> Job:
@@ -90,6 +95,9 @@ class Journal(BaseJournal):
         Return the row of the next job with this content in this run, made if there is none.
 
         Its key is the keyed fingerprint and how often that has come up in the run so far.
+
+        Raises:
+            JournalError: The file cannot be used, such as `JournalBusy`, or cannot hold the row.
         """
         return await self._perform(lambda: actions.plan_next(plan, now))
 

@@ -75,7 +75,12 @@ class BaseJournal(ABC):
 
     @abstractmethod
     async def start_run(self) -> None:
-        """Count occurrences of equal requests from zero."""
+        """
+        Count occurrences of equal requests from zero.
+
+        Raises:
+            JournalError: The journal cannot be used.
+        """
 
     @abstractmethod
     async def plan_next(self, plan: Plan, now: float) -> Job:
@@ -83,6 +88,9 @@ class BaseJournal(ABC):
         Return the row of the next job with this content in this run, made if there is none.
 
         Its key is the keyed fingerprint and how often that has come up in the run so far.
+
+        Raises:
+            JournalError: The journal cannot be used, or cannot hold the row.
         """
 
     def note(self, event: Event) -> None:

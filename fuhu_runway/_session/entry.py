@@ -49,6 +49,8 @@ class Entry:
     hooks: Hooks
     #: The W3C Trace Context of the submission.
     traceparent: str | None = None
+    #: The number of the submission in this process; None if another process began it.
+    submission: int | None = None
     #: The number of the attempt that was sent last; None before, and for a job of another process.
     attempt: int | None = attrs.field(init=False, default=None)
 
@@ -91,7 +93,7 @@ class Entry:
         except Exception as fault:  # noqa: BLE001  (whatever it is, the outcome stands)
             reason = fault.happened if isinstance(fault, RunwayError) else type(fault).__name__
             task_id, error = changes.get("task_id"), changes.get("error")
-            self.hooks.emit(SubmissionUnrecorded(self.key, reason, task_id, error))
+            self.hooks.emit(SubmissionUnrecorded(self.key, reason, task_id, error, self.submission))
             # A database that cannot be reached cannot record a doubt either.
             if self.attempt is None or isinstance(fault.__cause__, ConnectionError):
                 return
@@ -105,17 +107,17 @@ class Entry:
 
 
 async def entry_for(
-    sessions: "Sessions", plan: Plan, traceparent: str | None, *, is_new: bool
+    sessions: "Sessions", plan: Plan, traceparent: str | None, number: int, *, is_new: bool
 ) -> Entry:
     """Return the row of a submission, planned in the journal if it is new."""
     clock, hooks, journal = sessions.settings.clock, sessions.hooks, sessions.journal
     if journal is None:
         row = sessions.memory.row(plan, clock.wall())
-        return Entry(row, plan.key, clock, hooks, traceparent)
+        return Entry(row, plan.key, clock, hooks, traceparent, number)
     await sessions.recall()
     if is_new:
         await journal.plan(plan, clock.wall())
-    return Entry(journal, plan.key, clock, hooks, traceparent)
+    return Entry(journal, plan.key, clock, hooks, traceparent, number)
 
 
 def in_doubt_of(job: Job) -> SubmissionInDoubt:

@@ -109,7 +109,7 @@ class Submission:
         )
         try:
             trace = hooks.trace_of(self.number)
-            entry = await entry_for(sessions, plan, trace, is_new=self.plan is None)
+            entry = await entry_for(sessions, plan, trace, self.number, is_new=self.plan is None)
             async with session.tasks.one_more(
                 lambda tasks: hooks.emit(events.SubmissionHeld(self.number, tasks))
             ):

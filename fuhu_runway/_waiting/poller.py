@@ -364,7 +364,7 @@ class Poller:
             self._poll_once(watch, now), context=watch.context
         )
         self._polls[watch] = poll
-        # Not in the coroutine: one that is cancelled before its first step runs none of it.
+        # Also here: a coroutine that is cancelled before its first step runs none of its code.
         poll.add_done_callback(partial(self._polled, watch))
 
     def _next_in_ranking(self, now: float) -> Watch | None:
@@ -408,8 +408,14 @@ class Poller:
             now = self._clock.now()
             self._take_in(watch, record, now)
             watch.due_at = now + self._pause(watch, now)
+        finally:
+            # Not only in the callback of its task: that comes one round of a busy loop later.
+            self._polled(watch, asyncio.current_task())
 
-    def _polled(self, watch: Watch, _poll: "asyncio.Task[None]") -> None:
+    def _polled(self, watch: Watch, poll: "asyncio.Task[None] | None") -> None:
+        """Make room, and plan the next poll of the task; once for each poll."""
+        if self._polls.get(watch) is not poll:
+            return
         del self._polls[watch]
         self._limiter.leave()
         if watch.webhook_due_at is not None:
@@ -417,7 +423,7 @@ class Poller:
             watch.due_at = min(watch.due_at, watch.webhook_due_at)
         if watch.waiters and not watch.is_settled:
             self._queue.put(watch, watch.due_at)
-        self._arm()
+        self._take_turns(self._clock.now())
 
     def _take_in(self, watch: Watch, record: TaskRecord, now: float) -> None:
         was = watch.record

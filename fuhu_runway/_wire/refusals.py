@@ -91,6 +91,16 @@ _BUSY: Final = (
     *("频繁", "繁忙", "饱和", "请求数限制", "saturated"),
     *("too many requests", "too frequent", "rate limit", "busy"),
 )
+_BROKEN_OFF: Final = (
+    *("超时", "timeout", "timed out", "time out", "time-out", "deadline exceeded"),
+    *("context canceled", "unexpected eof", "connection reset", "broken pipe", "socket hang up"),
+    *("bad gateway", "network error", "client disconnected", "status code 5"),
+    *("internal server error", "task_id is empty", "task id is empty"),
+    *("重复提交", "duplicate request", "duplicate submission", "already submitted"),
+)
+"""The words for an upstream whose answer was lost, or that has the request already."""
+_WRONG: Final = frozenset({400, 406, 410, 412, 416, 422, 451})
+"""Statuses that, in the gateway's own JSON, mean that the request itself is wrong."""
 _KEY_FIRST: Final = "The key is checked before the request is examined."
 
 REFUSALS: Final = (
@@ -152,7 +162,7 @@ REFUSALS: Final = (
             *("quota exhausted", "quota has been exhausted", "insufficient quota"),
             *("insufficient balance", "balance not enough", "insufficient credit"),
             *("not enough credit", "not have enough credit", "not enough points"),
-            *("not enough balance", "out of credit"),
+            *("not enough balance", "out of credit", "credits insufficient", "已欠费"),
         ),
     ),
     Refusal(
@@ -230,6 +240,8 @@ REFUSALS: Final = (
             "empty_response",
             "read_response_body_failed",
             "unmarshal_response_body_failed",
+            "unmarshal_response_failed",
+            "invalid_response",
             "build_request_failed",
             "do_request_failed",
             "get_channel_failed",
@@ -321,10 +333,17 @@ REFUSALS: Final = (
         in_json=False,
     ),
     Refusal(
+        errors.GatewayDown,
+        "api-facts 5.1, 5.2; New-API relay/relay_task.go: the reason may be what broke off between "
+        "the gateway and its upstream, with a status that an operator has mapped to another one",
+        statuses=_WRONG,
+        texts=_BROKEN_OFF,
+    ),
+    Refusal(
         errors.InvalidRequest,
         "api-facts 5.1 (400); RFC 9110",
         "In the gateway's own JSON these statuses say that the request itself is wrong.",
-        {400, 406, 410, 412, 416, 422, 451},
+        _WRONG,
     ),
     # Last: everything else proves nothing.
     Refusal(
@@ -370,6 +389,8 @@ def refusal_of(reply: Reply, body: Mapping[str, Any], dialect: Dialect) -> Gatew
             break
         deeper = _reasons_in(inner, inner_dialect)
         said = Reasons(deeper.code or said.code, deeper.names | said.names, deeper.message)
+    if status in _WRONG and any(re.fullmatch(r"5\d\d", name) for name in said.names):
+        status = 500  # a relay's own 4xx does not prove that an upstream with a 5xx took nothing
     return error_of(reply, status, said, body)
 
 

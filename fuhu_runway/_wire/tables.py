@@ -592,6 +592,7 @@ def is_whole(value: object) -> bool:
 PARTS: Final = (
     *("data", "result", "task", "response", "output"),
     *("results", "tasks", "job", "generation", "payload", "items", "list", "content", "body"),
+    *("jobs", "generations"),
 )
 """Keys of a task in a response: an object, a list, JSON in a text, or the id alone."""
 
@@ -612,7 +613,9 @@ USUAL_KEYS: Final = {
         "raw_video_url": (
             "url urls download_url file_url result content "
             # doc-en.302.ai, docs.kie.ai/runway-api, wavespeed.ai
-            "artifacts videoInfo outputs"
+            "artifacts videoInfo outputs resultJson "
+            # xAI, New-API's /v1/videos, kling, vidu
+            "video video_raw metadata task_result creations works"
         ),
         "fail_reason": "failMsg",
     }.items()
@@ -646,10 +649,10 @@ _OFFICIAL: Final = _same("status progress video_url output raw_video_url error c
     "created_at": "createdAt",
     "updated_at": "updatedAt",
 }
-_LUMA: Final = _same("state last_frame prompt error created_at") | {
+_LUMA: Final = _same(
+    "state last_frame prompt error created_at progress video_url result_url output raw_video_url"
+) | {
     "task_id": "id",
-    "video_url": "video",
-    "raw_video_url": "video_raw",
     "poster": "thumbnail",
     "reason": "failure_reason",
 }

@@ -21,6 +21,10 @@ NO_REFUND: Final = frozenset(
 """Words that mean that nothing was refunded."""
 UNIX_INSTANT: Final = 1e9
 """A Retry-After of this many seconds or more is a Unix instant (2001), not a delay."""
+_ADDRESS_KEYS: Final = (
+    *("url", "video_url", "videoUrl", "video", "videos", "resource", "resultUrls"),
+)
+"""Where an object has the address of its clip, the most certain first."""
 _AMOUNT: Final = re.compile(r"\d{1,300}(?:\.\d{1,300})?", re.ASCII)
 _PATH: Final = re.compile(r"//?[^\s/\\\ud800-\udfff][^\s\0\ud800-\udfff]*")
 
@@ -71,25 +75,23 @@ def instant_in(value: Any, _type: Any = None) -> datetime | None:
         return None
 
 
-def address_in(value: Any, _type: Any = None) -> str | None:
+def address_in(value: Any, _type: Any = None, depth: int = 3) -> str | None:
     """Return the first URL that can be fetched, in a text, an object, or a list of them."""
     if not value:
         return None
     if isinstance(value, str):
         value = parsed(value) or value
-    # One level only: endless nesting must not make the id next to it unreadable.
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, dict):
-            named = (item.get(key) for key in ("url", "video_url", "videoUrl", "video"))
-            item = next(filter(None, named), None)  # noqa: PLW2901
-        if isinstance(item, str):
-            address = item.strip()
-            # File names may contain spaces, which are quoted when the file is fetched. A path is
-            # on the gateway's host.
-            quoted = address.replace(" ", "%20")
-            if is_web_address(quoted) or _PATH.fullmatch(quoted):
-                return address
-    return None
+    if isinstance(value, str):
+        address = value.strip()
+        # File names may contain spaces, which are quoted when the file is fetched. A path is on
+        # the gateway's host.
+        quoted = address.replace(" ", "%20")
+        return address if is_web_address(quoted) or _PATH.fullmatch(quoted) else None
+    # Endless nesting must not make the id next to it unreadable.
+    if not depth or not isinstance(value, list | dict):
+        return None
+    parts = value if isinstance(value, list) else map(value.get, _ADDRESS_KEYS)
+    return next(filter(None, (address_in(part, None, depth - 1) for part in parts)), None)
 
 
 def refund_in(value: Any, _type: Any = None) -> bool:

@@ -35,7 +35,7 @@ except ImportError as missing:
 
 from ._fleet.queue import AGAIN, CHUNK, PAUSE, QUEUE, Queue
 from ._fleet.requests import Cipher, packed
-from ._fleet.worker import LeaseExpired, Retries, Worker
+from ._fleet.worker import NOTED, LeaseExpired, Retries, Worker
 from ._postgres import url_of
 from .postgres import PostgresJournal
 from .shared_pace import SharedPace
@@ -473,7 +473,7 @@ class Fleet:
                     tasks_in_flight=self._limits.tasks_in_flight,
                     max_points=self._max_points,
                 )
-                client._sessions.hooks.add(self._worker.note)  # noqa: SLF001  (the same package)
+                client._sessions.hooks.add(self._worker.note, NOTED)  # noqa: SLF001  (the same package)
             return self._worker
 
     async def _dismiss(self) -> None:

@@ -151,6 +151,9 @@ class JobSpans:
             case events.SubmissionDoubted():
                 job.add("in doubt", event.error)
                 self._end_submission(number, SubmissionInDoubt.__name__)
+            case events.SubmissionUnrecorded():
+                job = self._open.get(event.task_id or "", job)
+                job.add("unrecorded", event.error, reason=event.reason)
             case events.SubmissionUnclaimed():
                 self._open.get(event.task_id or "", _UNKNOWN).add("unclaimed")
                 self._end_submission(number, event.error)
@@ -177,10 +180,18 @@ class JobSpans:
             case events.TaskSettled():
                 self._settle(event)
             case events.ClientClosed():
-                for task_id in [
-                    key for key, job in self._open.items() if job.client == event.client
-                ]:
-                    self._abandon(task_id)
+                self._end_client(event.client)
+
+    def _end_client(self, client: int) -> None:
+        for task_id in [key for key, job in self._open.items() if job.client == client]:
+            self._abandon(task_id)
+        # A stream that its reader has left, but not closed, reports no end before that.
+        for task_id in list(self._downloads):
+            job = self._open.get(task_id) or self._past.get(task_id)
+            if job is None or job.client == client:
+                span = self._downloads.pop(task_id)
+                span.set_attributes(_named(abandoned=True))
+                span.end()
 
     def _attach(self, event: events.TaskAttached) -> None:
         carrier = {"traceparent": event.traceparent or ""}

@@ -129,6 +129,9 @@ class PostgresJournal(BaseJournal):
         Return the row of the next job with this content in this run, made if there is none.
 
         Occurrences are counted in this process.
+
+        Raises:
+            JournalError: The database cannot be reached, or cannot hold the row.
         """
         mark = (await self.keyed(plan)).fingerprint
         self._seen[mark] += 1

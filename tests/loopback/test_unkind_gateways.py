@@ -39,6 +39,7 @@ RAISED: dict[str, type[RunwayError]] = {
     "no_available_key": ModelUnavailable,
     "request_failed": DOUBT,
     "insert_task_failed": DOUBT,
+    "timed_out_in_400": DOUBT,
     "could_not_find_task": DOUBT,
     "no_such_task": DOUBT,
     "task_not_exist_in_200": DOUBT,

@@ -9,7 +9,9 @@ from typing import Any, Final
 import aiohttp
 import attrs
 import pytest
+import yarl
 from aiohttp import web
+from support.clock import until
 from support.receivers import bound, served
 from support.samples import samples
 
@@ -406,6 +408,24 @@ async def test_a_body_that_is_not_in_its_encoding_is_refused(site: Web, encoding
         assert response.status == 400
     assert site.scene.client.received == []
     assert site.scene.receiver._reading == 0
+
+
+async def test_a_sender_that_goes_away_is_no_error_of_the_app(
+    site: Web, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A body that is cut off is a 400 that is counted, and aiohttp logs no traceback for it."""
+    receiver = site.scene.receiver
+    url = yarl.URL(site.base)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    head = f"POST /any/{site.scene.token()} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{"
+    writer.write(head.encode())
+    await until(lambda: receiver._reading)
+    writer.transport.abort()
+    await until(lambda: receiver.responses)
+    assert receiver.responses == {400: 1}
+    assert receiver._reading == 0
+    assert site.scene.client.received == []
+    assert caplog.text == ""
 
 
 async def _pieces(content: bytes) -> AsyncIterator[bytes]:

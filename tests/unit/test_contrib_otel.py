@@ -202,6 +202,40 @@ def test_an_unclaimed_submission_goes_on(collector: SpanCollector) -> None:
     assert second.status.description == "InvalidRequest"
 
 
+@pytest.mark.parametrize(
+    "order",
+    [
+        # The submission's own, which comes before its task, and that of the gateway's lists.
+        (events.SubmissionUnrecorded("key", "OSError", "t-1", None, 7), ACCEPTED),
+        (ACCEPTED, events.SubmissionUnrecorded("key", "OSError", "t-1")),
+    ],
+)
+def test_an_outcome_that_the_journal_could_not_record_shows(
+    collector: SpanCollector, order: tuple[events.Event, ...]
+) -> None:
+    """It is an event of the job's span, with the reason and without the job's key."""
+    spans = collector.spans()
+    record(spans, STARTED, *order, CLOSED)
+    [span] = collector.ended
+    [event] = [one for one in span.events if one.name == "unrecorded"]
+    assert event.attributes == {"fuhu_runway.reason": "OSError"}
+
+
+def test_a_stream_that_is_left_open_ends_its_span_with_the_client(
+    collector: SpanCollector,
+) -> None:
+    """Its own end may come long after that, or never; another client's download goes on."""
+    spans = collector.spans()
+    started = events.DownloadStarted("t-1", 0, None)
+    record(spans, STARTED, ACCEPTED, SETTLED, started, events.ClientClosed(2))
+    assert [span.name for span in collector.ended] == ["generate_content gen4"]
+    record(spans, CLOSED, events.DownloadFailed("t-1", 7, "CancelledError"))
+    _, download, *others = collector.ended
+    assert download.attributes is not None
+    assert download.attributes["fuhu_runway.abandoned"] is True
+    assert all(span.name == "download" for span in others)
+
+
 def test_a_submission_has_a_trace_while_it_is_under_way(collector: SpanCollector) -> None:
     """The journal keeps the context of the span; for unknown jobs there is none."""
     spans = collector.spans()

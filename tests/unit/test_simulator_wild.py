@@ -510,6 +510,13 @@ SAID = {
         500,
         '{"code":"insert_task_failed","message":"database is locked","data":null}',
     ),
+    "timed_out_in_400": (
+        400,
+        (
+            '{"code":"fail_to_fetch_task","message":"<html><head><title>504 Gateway Time-out'
+            '</title></head></html>","data":null}'
+        ),
+    ),
     "could_not_find_task": (404, '{"error":"Could not find Task"}'),
     "no_such_task": (
         404,
@@ -631,7 +638,7 @@ async def test_a_known_answer_is_sent_to_the_byte(caller: Caller, name: str) -> 
     is_json = got.text.startswith("{") or (not got.text and name != "empty")
     assert got.headers["Content-Type"].startswith(JSON if is_json else "text/")
     assert caller.gateway.requests[-1].fault == name
-    assert caller.gateway.submitted == (name == "insert_task_failed")
+    assert caller.gateway.submitted == (name in {"insert_task_failed", "timed_out_in_400"})
 
 
 def test_every_known_answer_is_tried_here() -> None:

@@ -255,7 +255,10 @@ async def test_a_defect_of_the_journal_does_not_hide_the_task(
         task = await client.generate(PROMPT)
         [job] = await journal.jobs()
     await journal.aclose()
-    unrecorded = SubmissionUnrecorded(job.key, "ZeroDivisionError", task.id)
+    [started] = recorder.all(SubmissionStarted)
+    unrecorded = SubmissionUnrecorded(
+        job.key, "ZeroDivisionError", task.id, None, started.submission
+    )
     assert recorder.all(SubmissionUnrecorded) == [unrecorded]
 
 

@@ -1479,3 +1479,126 @@ def test_an_id_alone_has_a_digit() -> None:
     assert bare_id("error") is None
     assert bare_id(4711) is None
     assert json.loads(json.dumps(bare_id("573772da-c2ec"))) == "573772da-c2ec"
+
+
+# As gateways, relays and other video APIs answer
+
+
+LOST = {
+    "a relay's timeout": (400, {"code": "upstream", "message": "任务提交超时，请稍后重试"}),
+    "a Go client's deadline": (200, {"code": 400, "msg": "context deadline exceeded"}),
+    "a Go client's end of file": (400, {"error": {"message": "unexpected EOF", "code": 400}}),
+    "a relay's own words for a 5xx": (
+        422,
+        {"error": {"message": "bad response status code 502", "type": "bad_response_status_code"}},
+    ),
+    "an API gateway's timeout": (400, {"message": "Endpoint request timed out"}),
+    "an answer without an id": (400, {"code": "invalid_response", "message": "task_id is empty"}),
+    "an answer that is no JSON": (400, {"code": "unmarshal_response_failed", "message": "x"}),
+    "a 5xx of the upstream": (
+        400,
+        {"code": "fail_to_fetch_task", "message": '{"code":500,"msg":"internal"}'},
+    ),
+    "a number that HTTP alone may prove": (
+        400,
+        {"code": "fail_to_fetch_task", "message": '{"code":501,"msg":"Generation failed"}'},
+    ),
+    "a submit that is there already": (200, {"code": 400, "msg": "任务已提交，请勿重复提交"}),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_4xx_about_a_lost_answer_proves_nothing(name: str) -> None:
+    """As new-api relays do: a mapped 4xx whose reason is that the upstream's answer was lost."""
+    status, body = LOST[name]
+    request = Request(ENDPOINTS["text_to_video"], "", {})
+    with pytest.raises(errors.GatewayDown) as caught:
+        read_task(Reply(request, status, {}, json.dumps(body).encode()))
+    assert caught.value.fate is Fate.UNKNOWN
+    assert "Nothing was charged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "width must be at least 512", "code": "invalid_value"}},
+        {"code": "fail_to_fetch_task", "message": '{"code":400,"msg":"image is too small"}'},
+    ],
+)
+def test_a_4xx_about_the_request_remains_a_refusal(body: dict[str, Any]) -> None:
+    """A reason that is about the request itself proves that nothing was charged."""
+    request = Request(ENDPOINTS["text_to_video"], "", {})
+    with pytest.raises(errors.InvalidRequest, match="Nothing was charged"):
+        read_task(Reply(request, 400, {}, json.dumps(body).encode()))
+
+
+FILM = "https://cdn.example.com/clip.mp4"
+FILMS = {
+    "xAI": {"id": "t-1", "status": "done", "video": {"url": FILM, "duration": 8}},
+    "OpenAI's videos by a relay": {
+        "id": "t-1",
+        "status": "completed",
+        "progress": 100,
+        "metadata": {"url": FILM},
+    },
+    "kling in a relay": {
+        "code": "success",
+        "data": {
+            "task_id": "t-1",
+            "status": "SUCCESS",
+            "fail_reason": "",
+            "data": {"task_status": "succeed", "task_result": {"videos": [{"url": FILM}]}},
+        },
+    },
+    "vidu in a relay": {
+        "code": "success",
+        "data": {
+            "task_id": "t-1",
+            "status": "SUCCESS",
+            "data": {"id": "u", "state": "success", "creations": [{"id": "1", "url": FILM}]},
+        },
+    },
+    "an id and a state beside a bare address": {"id": "t-1", "state": "success", "url": FILM},
+    "PiAPI": {
+        "code": 200,
+        "data": {
+            "task_id": "t-1",
+            "status": "completed",
+            "works": [{"video": {"resource": FILM}}],
+        },
+    },
+    "kie.ai": {
+        "code": 200,
+        "data": {
+            "taskId": "t-1",
+            "state": "success",
+            "resultJson": json.dumps({"resultUrls": [FILM]}),
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_the_clip_is_found_where_video_apis_put_it(name: str) -> None:
+    """As video APIs behind relays answer: the address is one or two levels below the task."""
+    request = Request(ENDPOINTS["feed"], "", {}, task_id="t-1")
+    record = read_task(Reply(request, 200, {}, json.dumps(FILMS[name]).encode()))
+    assert (record.state, record.video_url) == (TaskState.SUCCEEDED, FILM)
+
+
+@pytest.mark.parametrize("key", ["video", "metadata"])
+def test_what_may_be_the_input_is_no_clip_while_the_task_runs(key: str) -> None:
+    """An address that may be what was sent counts only beside a success."""
+    request = Request(ENDPOINTS["feed"], "", {}, task_id="t-1")
+    body = {"id": "t-1", "status": "processing", key: {"url": FILM}}
+    record = read_task(Reply(request, 200, {}, json.dumps(body).encode()))
+    assert (record.state, record.video_url) == (TaskState.RUNNING, None)
+
+
+@pytest.mark.parametrize("key", ["jobs", "generations"])
+def test_a_task_in_a_list_of_jobs_is_accepted(key: str) -> None:
+    """As batch APIs do: the only task of a submit is the entry of a list."""
+    request = Request(ENDPOINTS["text_to_video"], "", {})
+    body = {key: [{"id": "774109f7-db7b", "status": "pending"}]}
+    record = read_task(Reply(request, 200, {}, json.dumps(body).encode()))
+    assert (record.task_id, record.state) == ("774109f7-db7b", TaskState.QUEUED)

@@ -51,6 +51,15 @@ LATER: Final = (5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 PAUSED: Final = 60.0
 """How long nothing is sent after the gateway refused the key or was unreachable, in seconds."""
 
+NOTED: Final = (
+    SubmissionStarted,
+    TaskSubmitted,
+    SubmissionFailed,
+    SubmissionDoubted,
+    SubmissionUnclaimed,
+)
+"""The events that a worker notes."""
+
 _JOB: Final = ContextVar[str]("_JOB", default="")
 """The key of the job that is carried out in a context."""
 
@@ -236,11 +245,10 @@ class Worker:
 
     def note(self, event: Event) -> None:
         """Record which jobs are being submitted; a listener for the client."""
-        match event:
-            case SubmissionStarted():
-                self._submitting[event.submission] = _JOB.get()
-            case TaskSubmitted() | SubmissionFailed() | SubmissionDoubted() | SubmissionUnclaimed():
-                self._submitting.pop(event.submission, None)
+        if isinstance(event, SubmissionStarted):
+            self._submitting[event.submission] = _JOB.get()
+        else:
+            self._submitting.pop(getattr(event, "submission", None), None)
 
     async def deliver(self, context: JobContext, key: str) -> None:
         """Carry out a job, from wherever it was left."""
