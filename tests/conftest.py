@@ -1,16 +1,15 @@
 """Rules for every test: only loopback may be reached, and nothing depends on real time."""
 
-import ipaddress
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support.clients import quick_client
 from support.clock import ManualClock
+from support.network import refuse_the_outside
 
 from fuhu_runway import Client
 from fuhu_runway.testing import Simulator, virtual_time
@@ -30,16 +29,6 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 # A slow machine is not a defect of the code, so examples have no deadline.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
-
-
-def refuse_the_outside(event: str, args: tuple[Any, ...]) -> None:
-    """Stop every connection that leaves this machine, from any library."""
-    if event != "socket.connect" or not isinstance(args[1], tuple):
-        return
-    host = args[1][0]
-    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
-        message = f"a test tried to connect to {host}: only loopback is allowed"
-        raise RuntimeError(message)
 
 
 def pytest_configure(config: pytest.Config) -> None:

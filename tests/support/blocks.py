@@ -12,6 +12,8 @@ from sybil import Document, Example, Sybil
 from sybil.evaluators.python import pad
 from sybil.parsers.myst import CodeBlockParser
 
+from .network import refuse_the_outside
+
 ROOT: Final = Path(__file__).parents[2]
 
 
@@ -56,6 +58,7 @@ def run_page(name: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.addaudithook(refuse_the_outside)
     run_page(sys.argv[1])
     # The loop of a server's thread is never closed, so the interpreter would warn of it.
     sys.stderr.flush()
