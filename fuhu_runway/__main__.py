@@ -4,7 +4,7 @@ import sys
 from importlib.util import find_spec
 from typing import NoReturn
 
-from .cli.output import keep_standard_streams, write
+from .cli.output import LOST, keep_standard_streams, write
 
 
 def main() -> NoReturn:
@@ -16,8 +16,7 @@ def main() -> NoReturn:
     ):  # without the time that importing the commands takes
         from importlib.metadata import version
 
-        write(sys.stdout, version("fuhu-runway"))
-        sys.exit(0)
+        sys.exit(LOST * write(sys.stdout, version("fuhu-runway")))
     if not (find_spec("cyclopts") and find_spec("rich")):
         hint = 'The command line needs an extra; in a checkout: python -m pip install ".[cli]"'
         write(sys.stderr, hint)

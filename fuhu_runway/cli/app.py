@@ -23,7 +23,7 @@ from fuhu_runway.models import usage_error
 
 from . import account, batch, doctor, fleet, fleet_demo, journal, make, report, resolve, simulate
 from .console import EXIT_CODES, Screen, fail, run
-from .output import Lasting
+from .output import LOST, Lasting
 from .usage import explained, name_as_typed, wants_json
 
 _HELP: Final = """
@@ -105,8 +105,9 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
 def _built_in(command: Callable[..., object], bound: inspect.BoundArguments) -> int:
     """Show a help page or the version, or install tab completion."""
+    stdout = sys.stdout and Lasting(sys.stdout)
     try:
-        with contextlib.redirect_stdout(sys.stdout and cast("TextIO", Lasting(sys.stdout))):
+        with contextlib.redirect_stdout(cast("TextIO | None", stdout)):
             command(*bound.args, **bound.kwargs)
     except SystemExit:  # after a message about the shell
         return 2
@@ -116,4 +117,4 @@ def _built_in(command: Callable[..., object], bound: inspect.BoundArguments) -> 
             f"Tab completion could not be installed: {error.strerror}.",
             "Check that files in your home directory can be written.",
         ) from error
-    return 0
+    return LOST if stdout and stdout.is_lost else 0

@@ -25,7 +25,7 @@ from cyclopts import Group, Parameter
 from fuhu_runway import errors, hooks
 from fuhu_runway._redact import redact
 
-from .output import complain, one_line, write
+from .output import LOST, complain, one_line, write
 
 if TYPE_CHECKING:
     from fuhu_runway.client import Client
@@ -42,8 +42,8 @@ EXIT_CODES: Final = {
     3: "In doubt: a paid request was sent, and its outcome is unknown. It is not sent again.",
     4: "Timeout: the task continues, and `wait` can fetch its clip later.",
     5: (
-        "The gateway, the network or the download failed; or, during a batch, the disk; or "
-        "`doctor` found something that does not fit."
+        "The gateway, the network or the download failed; or the disk, during a batch or under a "
+        "redirected result; or `doctor` found something that does not fit."
     ),
     70: "A bug in this program.",
     75: "A worker of a fleet could not reach the database for too long. Start it again.",
@@ -77,7 +77,9 @@ def run(work: Coroutine[Any, Any, int | None], screen: "Screen") -> int:
             code = run_until_stopped(work, in_flight=screen.in_flight, as_json=screen.json)
     except Exception as error:  # noqa: BLE001  (for a bug, too, the notes say how to continue)
         return fail(error, screen)
-    return stopped(screen, code) if code > FIRST_SIGNAL else code
+    if code > FIRST_SIGNAL:
+        return stopped(screen, code)
+    return LOST if screen.is_lost and not code else code
 
 
 def stopped(screen: "Screen", code: int) -> int:
@@ -225,6 +227,8 @@ class Screen:
     stopped: tuple[str, str | None, str | None] | None = attrs.field(init=False, default=None)
     #: Replaces the names of Python's arguments in an error with the options that were typed.
     reword: Callable[[errors.RunwayError], None] | None = attrs.field(init=False, default=None)
+    #: Whether a part of the result could not be written.
+    is_lost: bool = attrs.field(init=False, default=False)
     _bar: "Bar | None" = attrs.field(init=False, default=None)
     _stage: str = attrs.field(init=False, default="")
 
@@ -309,14 +313,14 @@ class Screen:
         """Print the result: these lines, or with --json one object with every key."""
         self.close()
         if self.json:
-            write(sys.stdout, json.dumps(row, default=_plain))
+            self.is_lost |= write(sys.stdout, json.dumps(row, default=_plain))
         else:
             self.out(*lines)
 
     def out(self, *lines: str) -> None:
         """Print these lines of a result; with --json, nothing."""
         for line in () if self.json else lines:
-            write(sys.stdout, line)
+            self.is_lost |= write(sys.stdout, line)
 
 
 def _plain(value: object) -> str:

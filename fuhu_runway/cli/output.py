@@ -2,6 +2,7 @@
 What is written to stdout and stderr, without the time that importing the commands takes.
 
 Rule 1: a stream that is closed, or whose disk is full, ends no command.
+Rule 2: a command whose result is lost on a full disk does not end with 0.
 """
 
 import contextlib
@@ -15,6 +16,9 @@ import attrs
 
 CLOSED: Final = frozenset({None, errno.EPIPE, errno.EINVAL})
 """The errors of a stream that is closed, or whose reader has closed it: EINVAL on Windows."""
+
+LOST: Final = 5
+"""The exit code of a command whose result could not be written."""
 
 
 def keep_standard_streams() -> None:
@@ -40,19 +44,23 @@ def complain(text: str) -> None:
     write(sys.stderr, f"fuhu-runway: {one_line(text)}")
 
 
-def write(stream: TextIO | None, text: str) -> None:
-    """Print a line. Errors of the stream are ignored."""
-    if stream is not None:
-        lasting = Lasting(stream)
-        lasting.write(f"{text}\n")
-        lasting.flush()
+def write(stream: TextIO | None, text: str) -> bool:
+    """Print a line; return whether it is a result that was lost, as on a full disk."""
+    if stream is None:
+        return False
+    lasting = Lasting(stream)
+    lasting.write(f"{text}\n")
+    lasting.flush()
+    return lasting.is_lost
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Lasting:
     """A stream whose terminal or reader may close; what is written after that is discarded."""
 
     _stream: TextIO
+    #: Whether a result was lost, other than by a reader that closed the pipe.
+    is_lost: bool = attrs.field(init=False, default=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -74,4 +82,5 @@ class Lasting:
                 os.dup2(null.fileno(), self._stream.fileno())
             is_result = sys.stdout is self or sys.stdout is self._stream
             if is_result and isinstance(error, OSError) and error.errno not in CLOSED:
+                self.is_lost = True
                 complain(f"The output could not be written: {error.strerror}.")

@@ -1071,7 +1071,7 @@ def test_a_page_that_cannot_be_printed_shows_no_traceback(
 
     monkeypatch.setattr(sys, "stdout", Broken())
     done = run(page)
-    assert done.code == 0
+    assert done.code == 5 * said
     lines = [f"fuhu-runway: The output could not be written: {error.strerror}."]
     assert done.err.splitlines()[:1] == lines[:said]
 
@@ -1084,7 +1084,22 @@ def test_a_page_onto_a_full_disk_is_an_error_of_one_line(page: str) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     line = "fuhu-runway: The output could not be written: No space left on device.\n"
-    assert (done.returncode, done.stderr) == (0, line)
+    assert (done.returncode, done.stderr) == (5, line)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have it")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_an_id_that_is_lost_on_a_full_disk_is_an_error(
+    run: Run, gateway: GatewayThread, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """A script does not take an empty file for success; stderr has the id of the paid task."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        done = run("submit", PROMPT, *options)
+    (task,) = gateway.call(lambda one: one.tasks)
+    assert done.code == 5
+    assert f"accepted: task {task.task_id}" in done.err
+    assert "could not be written: No space left on device." in done.err
 
 
 def test_completion_that_cannot_be_installed_is_an_error_of_one_line(

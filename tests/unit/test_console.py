@@ -517,8 +517,10 @@ def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         def write(self, text: str) -> int:
             raise OSError(28, "No space left on device")
 
+    screen = _console.Screen()
     with contextlib.redirect_stdout(Full()):
-        _console.Screen().show({}, "a result")
+        screen.show({}, "a result")
+    assert screen.is_lost
     assert capsys.readouterr().err.endswith("could not be written: No space left on device.\n")
 
 
