@@ -122,6 +122,7 @@ more, a network that acknowledges packets but delivers none is noticed later.
 """
 
 REASONS: Final[Mapping[str, str]] = {
+    "invalid .*(value|number)|bad value": "a value in its URL is wrong",
     "password": "the user or the password is wrong",
     "pg_hba": "it does not let this user or host in",
     "database .* does not exist": "there is no database with this name",
@@ -203,10 +204,14 @@ class Connection(psycopg.Connection[Any]):
 
     @classmethod
     def connect(cls, *args: Any, **kwargs: Any) -> Self:
-        """Connect; a host that cannot be a name in the DNS is an unknown one."""
-        with contextlib.suppress(UnicodeError):
+        """Connect; whatever is wrong with the URL, the error is that of a failed connection."""
+        try:
             return super().connect(*args, **kwargs)
-        raise psycopg.OperationalError("could not translate host name")
+        except UnicodeError:  # the host cannot be a name in the DNS
+            reason = "could not translate host name"
+        except psycopg.ProgrammingError:  # psycopg reads `connect_timeout` itself
+            reason = "invalid value"
+        raise psycopg.OperationalError(reason)
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Return the result of a statement; psycopg calls this."""

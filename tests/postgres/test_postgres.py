@@ -328,6 +328,17 @@ def test_a_url_that_is_no_text_is_an_error() -> None:
     assert caught.value.__context__ is None
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["/clips?connect_timeout=soon", "/clips?sslmode=no", ":99999/clips", "/clips?keepalives=on"],
+)
+async def test_a_wrong_value_in_the_url_is_named_as_such(address: str) -> None:
+    """It is found before anything is connected, so the server is not blamed."""
+    error = await fault_of(f"postgresql://me:{PASSWORD}@127.0.0.1{address}")
+    happened = "The database 'clips' of the journal cannot be reached: a value in its URL is wrong."
+    assert error.happened == happened
+
+
 REFUSALS: Final = {
     'password authentication failed for user "me"': "the user or the password is wrong",
     'no pg_hba.conf entry for host "10.1.2.3"': "it does not let this user or host in",
