@@ -88,7 +88,7 @@ def check_field(_request: object, field: "attrs.Attribute[Any]", value: object) 
     elif not is_reachable_address(value) and not _is_data_uri(field, value):
         raise refused(
             field,
-            "must be an http(s) URL with a valid host and port, or a local file",
+            "must be an http(s) URL with a valid host and port, or a local file as a Path or bytes",
             "Use the URL of a file that the gateway can download, or a pathlib.Path or bytes.",
         )
 

@@ -149,7 +149,7 @@ def path_error(path: Path, exc: OSError | ValueError) -> UsageError:
     elif isinstance(exc, BlockingIOError):
         happened = f"{path.name!r} is already being downloaded."
         advice = "Wait for that download, or choose another name."
-    elif isinstance(exc, FileNotFoundError | NotADirectoryError):
+    elif isinstance(exc, FileNotFoundError | NotADirectoryError) and not path.parent.is_dir():
         happened = f"There is no folder {str(path.parent)!r}."
         advice = "Create it first, or choose another."
     elif isinstance(exc, OSError):

@@ -79,7 +79,7 @@ def name_as_typed(error: errors.RunwayError, command: App) -> None:
         if argument.name.startswith("--")
     }
     names = {name for name in options if "_" in name}
-    error.advice = _replaced(error.advice, names, options)
+    error.advice = _replaced(error.advice, names, options).replace("overwrite=True, or ", "")
     # Other names are also plain words, such as image, where they are not the subject.
     names |= options.keys() & set(re.findall(r"\A\w+", error.happened))
     error.happened = _replaced(error.happened, names, options)

@@ -322,6 +322,7 @@ def test_wait_does_not_replace_a_file(run: Run, gateway: GatewayThread) -> None:
     again = run("wait", done.task_id)
     assert again.code == 2
     assert "already exists" in again.err
+    assert "allow it to be overwritten (--force)." in again.err  # without Python's own option
     assert run("wait", done.task_id, "--force").code == 0
 
 

@@ -667,6 +667,16 @@ async def test_a_missing_folder_is_a_usage_error(harness: DownloadHarness) -> No
     assert harness.recorder.events == [DownloadFailed("t-1", 0, "UsageError")]
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux has it")
+async def test_a_folder_that_takes_no_files_is_not_said_to_be_missing(
+    harness: DownloadHarness,
+) -> None:
+    """In /proc, the system itself says that a new file is not found."""
+    harness.path = Path("/proc/clip.mp4")
+    with pytest.raises(UsageError, match="Nothing can be written in '/proc'"):
+        await harness.save("http://127.0.0.1/")
+
+
 @pytest.mark.parametrize("name", ["x" * 251, "nul\0.mp4"], ids=["too long", "null"])
 async def test_an_impossible_name_is_a_usage_error(harness: DownloadHarness, name: str) -> None:
     """The error names the path, and the URL is not fetched."""
