@@ -42,9 +42,9 @@ def explained(error: CycloptsError) -> errors.UsageError:
             text = "Use -- before a prompt that begins with -, and options before that."
         case UnknownOptionError(token=token, argument_collection=arguments):
             options = {_bare(name): name for argument in arguments for name in argument.names}
-            typed_option = (token.keyword or token.value).partition("=")[0]
-            if right := meant(_bare(typed_option), options):
-                text = f"Unknown option: {typed_option}. Did you mean {options[right]}?"
+            wrong = (token.keyword or token.value).partition("=")[0]
+            right = meant(_bare(wrong), options)
+            text = f"Unknown option: {wrong}. Did you mean {options[right]}?" if right else text
         case MissingArgumentError(argument=argument) if argument:
             typed = set(tokens) & set(argument.names)
             # In capitals, as in the help, even if it may be given as an option as well.

@@ -135,7 +135,7 @@ def test_submit_takes_a_prompt_of_several_words(run: Run, gateway: GatewayThread
         (["submit", "alep", "video=x"], "Did you mean aleph? Use text_to_video"),
         (["balanc", PROMPT], 'Unknown command "balanc". Did you mean "balance"?'),
         (["generate", PROMPT, "--simulat"], "Did you mean --simulate?"),
-        (["generate", PROMPT, "--zebra", "5"], "Unknown option: --zebra."),
+        (["generate", PROMPT, "--wwww", "5"], "Unknown option: --wwww. Nothing was sent"),
         (["generate", PROMPT, "--duration", "5"], "--duration. Did you mean --seconds?"),
         (["generate", PROMPT, "--aspect-ratio=1:1"], "--aspect-ratio. Did you mean --ratio?"),
         (["generate", PROMPT, "--timeout", "-5"], 'Invalid value "-5" for --timeout.'),
