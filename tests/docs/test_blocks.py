@@ -4,7 +4,6 @@ import asyncio
 import atexit
 import os
 import re
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ import pytest
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from support.blocks import ROOT, parsed
+from support.programs import PACKAGE, ran
 from traitlets.config import Config
 
-import fuhu_runway
 from fuhu_runway.testing import Simulator
 
 TEST_FILE = "docs/howto/test-your-app.md"
@@ -61,16 +60,6 @@ def simulated() -> Iterator[Simulator]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-def run(*command: str, folder: Path, path: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a program in *folder* that can import the package, and what is in *path*."""
-    # The package under test, either from the source tree or installed.
-    path = os.pathsep.join(filter(None, (str(Path(fuhu_runway.__file__).parents[1]), path)))
-    environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
 
 
 class Screen(DisplayPublisher):
@@ -125,8 +114,9 @@ def test_each_block_runs(
         for variable, value in gateway.environment().items():
             monkeypatch.setenv(variable, value)
         command = [sys.executable, "-W", "error", "-m", "support.blocks", name]
-        ran = run(*command, folder=tmp_path, path=str(ROOT / "tests"))
-    assert (ran.returncode, "Exception ignored" in ran.stderr) == (0, False), ran.stderr
+        path = os.pathsep.join((PACKAGE, str(ROOT / "tests")))
+        done = ran(*command, folder=tmp_path, PYTHONPATH=path)
+    assert (done.returncode, "Exception ignored" in done.stderr) == (0, False), done.stderr
 
 
 @pytest.mark.parametrize("page", ["after-an-in-doubt", "resume-a-batch"])
@@ -180,5 +170,5 @@ def test_the_test_files_of_the_pages_pass(page: str, tmp_path: Path) -> None:
     (tmp_path / "test_app.py").write_text("\n\n".join(blocks), encoding="utf-8")
     (tmp_path / "pytest.ini").write_text(SETTINGS, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *NOTHING_ELSE]
-    ran = run(*command, folder=tmp_path)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    done = ran(*command, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr

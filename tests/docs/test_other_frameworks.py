@@ -4,14 +4,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import aiohttp
 import pytest
+from support.programs import ran
 
-import fuhu_runway
 from fuhu_runway.testing import Simulator
 
 ROOT = Path(__file__).parents[2]
@@ -27,24 +26,10 @@ def block(language: str, heading: str) -> str:
     return found[1]
 
 
-def ran(*command: str, folder: Path, path: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, with each warning as an error."""
-    # The package under test, either from the source tree or installed.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(fuhu_runway.__file__).parents[1]),
-        "PYTHONWARNINGS": "error",
-        "PATH": f"{path}{os.pathsep}{os.environ['PATH']}",
-    }
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 def test_unittest_runs_the_test_case(tmp_path: Path) -> None:
     """The file of the page passes with unittest's own runner, without pytest."""
     (tmp_path / "test_clips.py").write_text(block("python", "Use it in unittest"))
-    done = ran(sys.executable, "-m", "unittest", "-v", folder=tmp_path)
+    done = ran(sys.executable, "-m", "unittest", "-v", folder=tmp_path, PYTHONWARNINGS="error")
     assert done.returncode == 0, done.stderr
     assert "Ran 2 tests" in done.stderr
 
@@ -55,7 +40,7 @@ def test_the_script_runs(heading: str, tmp_path: Path) -> None:
     if "language" in heading:
         pytest.importorskip("cyclopts")
     (tmp_path / "program.py").write_text(block("python", heading))
-    done = ran(sys.executable, "-X", "dev", "program.py", folder=tmp_path)
+    done = ran(sys.executable, "-X", "dev", "program.py", folder=tmp_path, PYTHONWARNINGS="error")
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
 
@@ -68,9 +53,9 @@ def test_the_curl_commands_work(tmp_path: Path) -> None:
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fuhu_runway "$@"\n')
     command.chmod(0o755)
-    done = ran(
-        "sh", "-c", block("sh", "Use it from the shell"), folder=tmp_path, path=str(command.parent)
-    )
+    path = os.pathsep.join((str(command.parent), os.environ["PATH"]))
+    shell = ("sh", "-c", block("sh", "Use it from the shell"))
+    done = ran(*shell, folder=tmp_path, PYTHONWARNINGS="error", PATH=path)
     assert done.returncode == 0, done.stderr
     assert "no response\n" in done.stdout
     assert '"answered": false' in done.stdout

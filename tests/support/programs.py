@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
@@ -11,7 +12,11 @@ from typing import Final
 
 import attrs
 
+import fuhu_runway
 from fuhu_runway.testing import Simulator
+
+PACKAGE: Final = str(Path(fuhu_runway.__file__).parents[1])
+"""The folder of the package under test: the source tree, or where it is installed."""
 
 PREAMBLE: Final = """
 import asyncio, logging
@@ -30,6 +35,18 @@ class Ended:
     code: int
     words: list[str]
     complaints: str
+
+
+def ran(*command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end in *folder*, where it can import the package under test."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": PACKAGE} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 async def start(gateway: Simulator, source: str) -> Process:
