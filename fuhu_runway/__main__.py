@@ -16,7 +16,7 @@ def main() -> NoReturn:
     ):  # without the time that importing the commands takes
         from importlib.metadata import version
 
-        sys.exit(LOST * write(sys.stdout, version("fuhu-runway")))
+        sys.exit(LOST if write(sys.stdout, version("fuhu-runway")) else 0)
     if not (find_spec("cyclopts") and find_spec("rich")):
         hint = 'The command line needs an extra; in a checkout: python -m pip install ".[cli]"'
         write(sys.stderr, hint)

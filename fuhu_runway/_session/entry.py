@@ -110,14 +110,16 @@ async def entry_for(
     sessions: "Sessions", plan: Plan, traceparent: str | None, number: int, *, is_new: bool
 ) -> Entry:
     """Return the row of a submission, planned in the journal if it is new."""
-    clock, hooks, journal = sessions.settings.clock, sessions.hooks, sessions.journal
+    clock, journal = sessions.settings.clock, sessions.journal
+    steps: Steps
     if journal is None:
-        row = sessions.memory.row(plan, clock.wall())
-        return Entry(row, plan.key, clock, hooks, traceparent, number)
-    await sessions.recall()
-    if is_new:
-        await journal.plan(plan, clock.wall())
-    return Entry(journal, plan.key, clock, hooks, traceparent, number)
+        steps = sessions.memory.row(plan, clock.wall())
+    else:
+        steps = journal
+        await sessions.recall()
+        if is_new:
+            await journal.plan(plan, clock.wall())
+    return Entry(steps, plan.key, clock, sessions.hooks, traceparent, number)
 
 
 def in_doubt_of(job: Job) -> SubmissionInDoubt:

@@ -91,9 +91,11 @@ _BUSY: Final = (
     *("频繁", "繁忙", "饱和", "请求数限制", "saturated"),
     *("too many requests", "too frequent", "rate limit", "busy"),
 )
+_LATE: Final = ("超时", "timeout", "timed out", "time out", "deadline exceeded")
 _BROKEN_OFF: Final = (
-    *("超时", "timeout", "timed out", "time out", "time-out", "deadline exceeded"),
-    *("context canceled", "unexpected eof", "connection reset", "broken pipe", "socket hang up"),
+    *_LATE,
+    *("time-out", "context canceled", "unexpected eof", "connection reset"),
+    *("broken pipe", "socket hang up"),
     *("bad gateway", "network error", "client disconnected", "status code 5"),
     *("internal server error", "task_id is empty", "task id is empty"),
     *("重复提交", "duplicate request", "duplicate submission", "already submitted"),
@@ -264,7 +266,7 @@ REFUSALS: Final = (
         '"busy, try again" is what many programs say of any trouble',
         statuses={200, 400},
         texts=_BUSY,
-        also=("超时", "timeout", "timed out", "time out", "deadline exceeded"),
+        also=_LATE,
     ),
     Refusal(
         errors.RateLimited,

@@ -21,9 +21,7 @@ NO_REFUND: Final = frozenset(
 """Words that mean that nothing was refunded."""
 UNIX_INSTANT: Final = 1e9
 """A Retry-After of this many seconds or more is a Unix instant (2001), not a delay."""
-_ADDRESS_KEYS: Final = (
-    *("url", "video_url", "videoUrl", "video", "videos", "resource", "resultUrls"),
-)
+_ADDRESS_KEYS: Final = ("url", "video_url", "videoUrl", "video", "videos", "resource", "resultUrls")
 """Where an object has the address of its clip, the most certain first."""
 _AMOUNT: Final = re.compile(r"\d{1,300}(?:\.\d{1,300})?", re.ASCII)
 _PATH: Final = re.compile(r"//?[^\s/\\\ud800-\udfff][^\s\0\ud800-\udfff]*")

@@ -187,7 +187,7 @@ class JobSpans:
             self._abandon(task_id)
         # A stream that its reader has left, but not closed, reports no end before that.
         for task_id in list(self._downloads):
-            job = self._open.get(task_id) or self._past.get(task_id)
+            job = self._job(task_id)
             if job is None or job.client == client:
                 span = self._downloads.pop(task_id)
                 span.set_attributes(_named(abandoned=True))
@@ -238,7 +238,7 @@ class JobSpans:
 
     def _download(self, task_id: str) -> trace.Span:
         """Return the span of a task's download, which begins with its first event."""
-        job = self._open.get(task_id) or self._past.get(task_id)
+        job = self._job(task_id)
         if job is None:
             return trace.INVALID_SPAN
         if task_id not in self._downloads:
@@ -278,6 +278,9 @@ class JobSpans:
         if len(self._open) > self._at_most:
             self._abandon(next(iter(self._open)))
         return job
+
+    def _job(self, task_id: str) -> _Job | None:
+        return self._open.get(task_id) or self._past.get(task_id)
 
     def _of_poll(self, task_id: str, polls: int = 1) -> _Job | None:
         """Return the open job of a task. The first poll of a wait may start its next span."""
